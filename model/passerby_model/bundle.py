@@ -1,0 +1,237 @@
+"""A bundle: the folder that export hands to the server.
+
+    bundle/
+      bundle.json       what this file describes (`Manifest`)
+      encoder.onnx      the encoder; or encoder.xml + encoder.bin (OpenVINO IR)
+
+The encoder's contract, whatever made it: input `snippets` uint8 (B, N, H, W, 3) RGB with a dynamic B;
+output `descriptor` float32 (B, D), and for each COSAM layer `mask_cosam<block>` float32 (B, N, h, w) in [0, 1].
+Normalisation is inside the graph; so is the L2 normalisation of a cosine model's descriptors.
+
+The **fingerprint** names the space in which descriptors live: a sha256 over the encoder's files and over
+everything else that changes a descriptor (snippet length, input size, metric). Descriptors of two fingerprints
+are never compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from passerby.errors import DataLossError, FailedPreconditionError, NotFoundError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+INPUT_NAME = "snippets"
+DESCRIPTOR_NAME = "descriptor"
+
+Metric = Literal["squared_euclidean", "cosine"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class File(_Part):
+    """One file of the bundle: sha256 in hex, size in bytes."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class Input(_Part):
+    """Snippets of `snippet_length` frames, each `height` x `width` pixels, uint8 RGB."""
+
+    snippet_length: int = Field(ge=1, le=64)
+    height: int = Field(ge=16, le=2048)
+    width: int = Field(ge=16, le=2048)
+
+
+class MaskOutput(_Part):
+    """Spatial masks of the COSAM after CNN block `block`: output `name`, `height` x `width` values a frame."""
+
+    name: str
+    block: int
+    height: int
+    width: int
+
+
+class ParityRow(_Part):
+    """One comparison of the encoder with the network that it was made from, on `snippets` snippets a batch.
+
+    `relative_l2` = max over snippets of |d - r| / |r|; `cosine` = min over snippets; `mask_error` = max |m - r|,
+    None without masks. Passed when all are within the limits beside them.
+    """
+
+    runtime: str
+    snippets: int = Field(ge=1)
+    relative_l2: float
+    cosine: float
+    mask_error: float | None = None
+    max_relative_l2: float
+    min_cosine: float
+    max_mask_error: float | None = None
+    passed: bool
+
+
+class Parity(_Part):
+    """The proof that the encoder is the network that was trained. `reference` says what it was compared with."""
+
+    reference: str
+    rows: tuple[ParityRow, ...]
+    passed: bool
+
+    def failures(self) -> list[str]:
+        """One line for each row that failed."""
+        return [
+            f"{row.runtime}, batch {row.snippets}: relative L2 {row.relative_l2:.2e} (<= {row.max_relative_l2:.0e}), "
+            f"cosine {row.cosine:.6f} (>= {row.min_cosine}), masks {row.mask_error} (<= {row.max_mask_error})"
+            for row in self.rows
+            if not row.passed
+        ]
+
+
+class Manifest(_Part):
+    """bundle.json. `files` maps each file of the bundle but bundle.json to its checksum."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    architecture: str
+    encoder: str
+    """Main file of the encoder, a key of `files`."""
+    format: Literal["onnx", "openvino"]
+    precision: str
+    input: Input
+    descriptor_dim: int = Field(ge=1)
+    metric: Metric
+    masks: tuple[MaskOutput, ...] = ()
+    files: dict[str, File]
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    parity: Parity | None = None
+    calibration: dict[str, float] | None = None
+    training: dict[str, object] = {}
+    """Where the weights come from: data, recipe, source files, measured results."""
+    tools: dict[str, str] = {}
+    """Versions of the tools that made the bundle."""
+    created: str = ""
+    """UTC, ISO 8601."""
+
+
+def fingerprint_of(
+    *, files: dict[str, File], input: Input, descriptor_dim: int, metric: Metric, architecture: str
+) -> str:
+    """sha256 in hex over everything that changes a descriptor: the files of the encoder and how it is fed."""
+    subject = {
+        "files": {name: file.sha256 for name, file in sorted(files.items())},
+        "input": input.model_dump(),
+        "descriptor_dim": descriptor_dim,
+        "metric": metric,
+        "architecture": architecture,
+    }
+    return hashlib.sha256(json.dumps(subject, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def describe_file(path: Path) -> File:
+    """Size and sha256 of `path`."""
+    with path.open("rb") as stream:
+        return File(sha256=hashlib.file_digest(stream, "sha256").hexdigest(), size=path.stat().st_size)
+
+
+class Bundle:
+    """A verified bundle on disk: `manifest`, and `encoder_path` for a backend to load."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    @property
+    def encoder_path(self) -> Path:
+        return self.root / self.manifest.encoder
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+
+def read_manifest(root: Path) -> Manifest:
+    """bundle.json of the bundle at `root`, unverified.
+
+    Raises NotFoundError when there is none, FailedPreconditionError when it is of another schema version,
+    DataLossError when it cannot be read.
+    """
+    path = root / MANIFEST_NAME
+    if not path.is_file():
+        raise NotFoundError(
+            f"{root} is no bundle: it has no {MANIFEST_NAME}; make one with `passerby export` or `passerby bundle wrap`",
+            reason="BUNDLE_NOT_FOUND",
+        )
+    try:
+        content = json.loads(path.read_bytes())
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version != SCHEMA_VERSION:
+            raise FailedPreconditionError(
+                f"{path} has schema version {version}, this passerby reads {SCHEMA_VERSION}: export the bundle again",
+                reason="BUNDLE_SCHEMA_VERSION",
+            )
+        return Manifest.model_validate(content)
+    except (ValueError, ValidationError) as error:  # not JSON, or not our JSON
+        raise DataLossError(f"{path} is damaged: {error}", reason="BUNDLE_DAMAGED") from error
+
+
+def open_bundle(root: str | Path, *, allow_unverified: bool = False) -> Bundle:
+    """The bundle at `root`, once its files match their checksums, its fingerprint and a passing parity report.
+
+    Raises NotFoundError for a missing bundle or file, DataLossError for a file that differs from its checksum,
+    FailedPreconditionError for a missing or failed parity report unless `allow_unverified`.
+    """
+    root = Path(root)
+    manifest = read_manifest(root)
+    for name, wanted in manifest.files.items():
+        path = root / name
+        if Path(name).name != name:
+            raise DataLossError(f"{root}: file name {name!r} leads out of the bundle", reason="BUNDLE_DAMAGED")
+        if not path.is_file():
+            raise NotFoundError(f"{path} is missing: the bundle is incomplete", reason="BUNDLE_INCOMPLETE")
+        if describe_file(path) != wanted:
+            raise DataLossError(
+                f"{path} differs from its checksum in {MANIFEST_NAME}: it was damaged or changed after export",
+                reason="BUNDLE_DAMAGED",
+            )
+    _check_fingerprint(root, manifest)
+    if not allow_unverified:
+        _check_parity(root, manifest)
+    return Bundle(root, manifest)
+
+
+def _check_fingerprint(root: Path, manifest: Manifest) -> None:
+    if manifest.encoder not in manifest.files:
+        raise DataLossError(f"{root}: the encoder {manifest.encoder!r} has no checksum", reason="BUNDLE_DAMAGED")
+    actual = fingerprint_of(
+        files=manifest.files,
+        input=manifest.input,
+        descriptor_dim=manifest.descriptor_dim,
+        metric=manifest.metric,
+        architecture=manifest.architecture,
+    )
+    if actual != manifest.fingerprint:
+        raise DataLossError(
+            f"{root}: fingerprint {manifest.fingerprint[:12]} does not match the content ({actual[:12]}): "
+            f"{MANIFEST_NAME} was edited",
+            reason="BUNDLE_DAMAGED",
+        )
+
+
+def _check_parity(root: Path, manifest: Manifest) -> None:
+    if manifest.parity is None or not manifest.parity.rows:
+        problem = "has no parity report"
+    elif not manifest.parity.passed or manifest.parity.failures():
+        problem = "failed its parity check: " + "; ".join(manifest.parity.failures() or ["marked as failed"])
+    else:
+        return
+    raise FailedPreconditionError(
+        f"{root} {problem}; export it again, or serve it all the same with --allow-unverified",
+        reason="BUNDLE_UNVERIFIED",
+    )

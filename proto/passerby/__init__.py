@@ -1,0 +1,1 @@
+"""The passerby API: protocol buffers (`passerby.v1`), resource names and errors."""

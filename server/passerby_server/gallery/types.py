@@ -1,0 +1,196 @@
+"""What goes into and comes out of a gallery. Plain values: no protocol buffers, no SQL, no FAISS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Metric = Literal["squared_euclidean", "cosine"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpace:
+    """The space of one model's descriptors: nothing of another fingerprint is ever compared with it."""
+
+    fingerprint: str
+    descriptor_dim: int
+    metric: Metric
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryRecord:
+    """A stored gallery."""
+
+    gallery_id: str
+    display_name: str
+    space: ModelSpace
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewTracklet:
+    """What a caller says of a tracklet. Times are timezone-aware UTC, both or neither, start <= end."""
+
+    tracklet_id: str
+    """Chosen by the gallery when empty."""
+    camera_id: str
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    identity_id: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    frame_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrackletRecord:
+    """A stored tracklet. `create_time` is when it became durable."""
+
+    gallery_id: str
+    tracklet_id: str
+    camera_id: str
+    start_time: datetime | None
+    end_time: datetime | None
+    identity_id: str
+    labels: Mapping[str, str]
+    frame_count: int
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TrackletFilter:
+    """Which tracklets count. Empty fields do not restrict; set ones all apply.
+
+    Time: a tracklet passes when it ends at or after `start_time` and starts before `end_time`; one without times
+    never passes a time restriction.
+    """
+
+    camera_ids: frozenset[str] = frozenset()
+    exclude_camera_ids: frozenset[str] = frozenset()
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    identity_ids: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """k-reciprocal re-ranking (arXiv 1701.08398) of the nearest `shortlist_size` candidates."""
+
+    k1: int = 20
+    k2: int = 6
+    original_weight: float = 0.3
+    shortlist_size: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class SearchQuery:
+    """One search: `descriptor` float32 (D,) of `fingerprint`, `top_k` >= 1 hits (identities when grouped)."""
+
+    descriptor: NDArray[np.float32]
+    fingerprint: str
+    top_k: int
+    filter: TrackletFilter = field(default_factory=TrackletFilter)
+    rerank: Rerank | None = None
+    group_by_identity: bool = False
+    exclude_tracklet_id: str = ""
+    include_thumbnails: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One answer: distances to the query, lower is nearer; `siblings` only when grouped, nearest first."""
+
+    tracklet: TrackletRecord
+    distance: float
+    reranked_distance: float | None = None
+    siblings: tuple[TrackletRecord, ...] = ()
+    thumbnail: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryStats:
+    """Counts over a gallery. `index_size_bytes` is what the index holds in memory."""
+
+    tracklet_count: int
+    identity_count: int
+    camera_count: int
+    frame_count: int
+    index_size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a listing; `next_page_token` is empty on the last page."""
+
+    items: tuple[T, ...]
+    next_page_token: str = ""
+
+
+class Galleries(Protocol):
+    """All galleries of a server. Methods block and are safe to call from any thread.
+
+    Every write is durable when the method returns. A `request_id` makes repeating a write harmless: the same id with
+    the same request answers as the first time did, with another request it is InvalidArgumentError
+    (reason REQUEST_ID_REUSED). Missing things raise NotFoundError (GALLERY_NOT_FOUND, TRACKLET_NOT_FOUND), taken
+    names AlreadyExistsError (GALLERY_EXISTS, TRACKLET_EXISTS), another model's descriptors
+    FailedPreconditionError (MODEL_MISMATCH).
+    """
+
+    def create_gallery(
+        self, gallery_id: str, display_name: str, space: ModelSpace, request_id: str = ""
+    ) -> GalleryRecord: ...
+
+    def get_gallery(self, gallery_id: str) -> GalleryRecord: ...
+
+    def list_galleries(self, page_size: int, page_token: str = "") -> Page[GalleryRecord]: ...
+
+    def delete_gallery(self, gallery_id: str, *, force: bool, request_id: str = "") -> int:
+        """Deletes a gallery; the number of tracklets deleted with it. Not empty without `force`: FailedPreconditionError."""
+        ...
+
+    def stats(self, gallery_id: str) -> GalleryStats: ...
+
+    def ingest(
+        self,
+        gallery_id: str,
+        tracklet: NewTracklet,
+        descriptor: NDArray[np.float32],
+        fingerprint: str,
+        thumbnail: bytes,
+        request_id: str = "",
+        request_digest: bytes = b"",
+    ) -> TrackletRecord:
+        """Stores a tracklet; `request_digest` tells whether a repeated `request_id` repeats the same request."""
+        ...
+
+    def find_request(self, gallery_id: str, request_id: str, request_digest: bytes) -> TrackletRecord | None:
+        """What an earlier ingest with this request id stored, so that a retry need not run the model again."""
+        ...
+
+    def get_tracklet(self, gallery_id: str, tracklet_id: str) -> TrackletRecord: ...
+
+    def get_descriptor(self, gallery_id: str, tracklet_id: str) -> NDArray[np.float32]: ...
+
+    def get_thumbnail(self, gallery_id: str, tracklet_id: str) -> bytes: ...
+
+    def list_tracklets(
+        self, gallery_id: str, filter: TrackletFilter, page_size: int, page_token: str = ""
+    ) -> Page[TrackletRecord]: ...
+
+    def delete_tracklet(self, gallery_id: str, tracklet_id: str, request_id: str = "") -> None: ...
+
+    def assign_identity(
+        self, gallery_id: str, tracklet_id: str, identity_id: str, request_id: str = ""
+    ) -> TrackletRecord: ...
+
+    def search(self, gallery_id: str, query: SearchQuery) -> tuple[Hit, ...]:
+        """The nearest tracklets that pass the filter: exactly min(top_k, how many pass) of them, ties by storing order."""
+        ...
+
+    def close(self) -> None: ...
