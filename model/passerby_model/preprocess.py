@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-
 from passerby.errors import InvalidArgumentError, NotFoundError, PasserbyError
+from PIL import Image, ImageOps
 
 HEIGHT = 256
 WIDTH = 128

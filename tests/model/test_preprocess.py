@@ -4,10 +4,9 @@ import zlib
 
 import numpy as np
 import pytest
+from passerby.errors import InvalidArgumentError, NotFoundError
 from passerby_model import preprocess
 from PIL import Image
-
-from passerby.errors import InvalidArgumentError, NotFoundError
 
 
 @pytest.mark.parametrize("size", ["128x64", "256x128", "217x93", "400x160"])

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from passerby_model import snippets
-
 from passerby.errors import InvalidArgumentError
+from passerby_model import snippets
 
 
 def test_split_equals_reference_loader(shared):

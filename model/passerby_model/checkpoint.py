@@ -1,0 +1,277 @@
+"""Checkpoints: our own format, and import of state dicts in the naming of the COSAM authors' code.
+
+Own format: one file written by `torch.save` that holds plain values and tensors only, so that it loads with
+`weights_only=True`; a pickle from a stranger never runs code here. The reference's files hold a bare state dict (or
+one under "state_dict"), its keys optionally prefixed with "module." by data-parallel training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from passerby.errors import InvalidArgumentError, NotFoundError
+from torch import Tensor
+
+from .backbones import BackboneName
+from .encoder import Aggregation, Architecture, Classifier, TrackletEncoder
+
+FORMAT = "passerby-checkpoint-1"
+_LISTED = 5  # keys named in an error before "and N more"
+
+# torch's restricted unpickler walks arbitrary bytes: garbage ends in any of these.
+_UNPICKLER_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
+
+# The reference names attention modules by their place in a list: SE-ResNet50 counts its stem, ResNet50 does not.
+_BLOCK_OFFSET: dict[BackboneName, int] = {"se_resnet50": 1, "resnet50": 2}
+_RESNET_STAGES = {"0": "stem.0", "1": "stem.1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+_COSAM_PARTS = {
+    "dim_reduction": "reduce",
+    "spatial_mask_summary": "summary",
+    "channelwise_attention": "attend",
+}
+_COSAM_KEY = re.compile(r"attention_modules\.attention_modules\.(\d+)\.(\w+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights with what is needed to use them.
+
+    `state` is the state dict of `Classifier` (encoder.* and classifier.*); `metadata` holds plain values: config,
+    epoch, iteration, identities, results; `training` the optimiser and random state of an interrupted run, or None.
+    """
+
+    architecture: Architecture
+    class_count: int
+    state: dict[str, Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (64 hex digits) over names, types, shapes and bytes of the encoder's tensors."""
+        digest = hashlib.sha256()
+        for key in sorted(self.state):
+            if key.startswith("encoder."):
+                value = self.state[key].detach().cpu().contiguous()
+                digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(value.numpy().tobytes())
+        return digest.hexdigest()
+
+    def build(self) -> Classifier:
+        """The model with these weights, in eval mode.
+
+        Raises:
+            InvalidArgumentError: the weights do not fit the architecture.
+        """
+        model = Classifier(TrackletEncoder(self.architecture), self.class_count)
+        check_state(self.state, model, self.architecture)
+        model.load_state_dict(self.state)
+        return model.eval()
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically: a reader sees the old file or the new one, whole, even after a kill or a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    content = {
+        "format": FORMAT,
+        "architecture": checkpoint.architecture.to_dict(),
+        "class_count": checkpoint.class_count,
+        "fingerprint": checkpoint.fingerprint,
+        "state": checkpoint.state,
+        "metadata": checkpoint.metadata,
+        "training": checkpoint.training,
+    }
+    with partial.open("wb") as stream:
+        torch.save(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def load(path: Path, *, architecture: Architecture | None = None) -> Checkpoint:
+    """Read a checkpoint of ours, or a state dict in the reference's naming.
+
+    Args:
+        path: the file.
+        architecture: for a reference state dict: what it is; guessed from its keys when not given.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidArgumentError: not a checkpoint, damaged, or it does not fit.
+    """
+    content = _read(path)
+    if content.get("format") == FORMAT:
+        return Checkpoint(
+            architecture=Architecture.from_dict(content["architecture"]),
+            class_count=content["class_count"],
+            state=content["state"],
+            metadata=content["metadata"],
+            training=content["training"],
+        )
+    state = content.get("state_dict", content)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InvalidArgumentError(
+            f"{path}: neither a checkpoint of passerby nor a state dict of the COSAM authors' code"
+        )
+    return import_reference(state, architecture)
+
+
+def import_reference(state: Mapping[str, Tensor], architecture: Architecture | None = None) -> Checkpoint:
+    """Weights that were trained with the authors' code (InnovArul/vidreid_cosegmentation).
+
+    Args:
+        state: tensors by the reference's names, optionally with the prefix "module.".
+        architecture: what they are; guessed from keys and shapes when not given.
+
+    Raises:
+        InvalidArgumentError: unknown, missing or wrongly shaped tensors; the message lists them and names the
+            architecture that would fit.
+    """
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if not any(key.startswith("base.") for key in state) or "classifier.weight" not in state:
+        raise InvalidArgumentError(
+            "these weights are not in the naming of the COSAM authors' code: no base.* or no classifier.weight"
+        )
+    target = architecture or guess_architecture(state)
+    renamed = {_from_reference(key, target.backbone): value for key, value in state.items()}
+    class_count = state["classifier.weight"].shape[0]
+    with torch.device("meta"):
+        model = Classifier(TrackletEncoder(target), class_count)
+    check_state(renamed, model, target, guess_architecture(state))
+    return Checkpoint(target, class_count, renamed, {"source": "reference"})
+
+
+def export_reference(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The inverse of `import_reference`: our weights in the reference's naming."""
+    backbone = checkpoint.architecture.backbone
+    return {_to_reference(key, backbone): value for key, value in checkpoint.state.items()}
+
+
+def guess_architecture(state: Mapping[str, Tensor], height: int = 256, width: int = 128) -> Architecture:
+    """The architecture that fits a reference state dict (keys without "module.") for frames of height x width."""
+    backbone: BackboneName = "se_resnet50" if any(k.startswith("base.layer0.") for k in state) else "resnet50"
+    aggregation: Aggregation = "tp"
+    if "aggregation.attention_conv.weight" in state:
+        aggregation = "ta"
+    elif "aggregation.lstm.weight_ih_l0" in state:
+        aggregation = "rnn"
+    found = (_COSAM_KEY.fullmatch(key) for key in state)
+    places = sorted({int(match[1]) for match in found if match})
+    blocks = tuple(place + _BLOCK_OFFSET[backbone] for place in places)
+    base = Architecture(backbone, (), aggregation, "code", 4, height, width)
+    if not blocks:
+        return base
+    first = f"attention_modules.attention_modules.{places[0]}.spatial_mask_summary."
+    h, w = base.map_size(blocks[0])
+    volume = state[f"{first}0.weight"].shape[1] if f"{first}0.weight" in state else 3 * h * w
+    form = "code" if f"{first}3.weight" in state else "paper"
+    return Architecture(backbone, blocks, aggregation, form, volume // (h * w) + 1, height, width)  # type: ignore[arg-type]
+
+
+def check_state(
+    state: Mapping[str, Tensor], model: Classifier, target: Architecture, fits: Architecture | None = None
+) -> None:
+    """Refuse weights that are not exactly those of `model`.
+
+    Raises:
+        InvalidArgumentError: lists unknown, missing and wrongly shaped tensors, and names `fits`.
+    """
+    expected = model.state_dict()
+    unknown = [key for key in state if key not in expected]
+    missing = [key for key in expected if key not in state]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    problems = (("unknown", unknown), ("missing", missing), ("wrong shape", shapes))
+    found = [f"{what}: {_some(keys)}" for what, keys in problems if keys]
+    if not found:
+        return
+    hint = ""
+    if fits is not None and fits != target:
+        hint = f"; they would fit {fits.name} with {fits.snippet_length} frames a snippet"
+    raise InvalidArgumentError(
+        f"the weights do not fit {target.name} with {target.snippet_length} frames a snippet{hint}. "
+        + "; ".join(found),
+        reason="CHECKPOINT_MISMATCH",
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNPICKLER_ERRORS as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InvalidArgumentError(
+            f"{path}: not a checkpoint that loads safely (weights only): {why}",
+            reason="CHECKPOINT_UNREADABLE",
+        ) from error
+    if not isinstance(content, dict):
+        raise InvalidArgumentError(f"{path}: holds {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def _from_reference(key: str, backbone: BackboneName) -> str:
+    """Our name of a reference key; a key without one is returned as it is, for `check_state` to report."""
+    cosam = _COSAM_KEY.fullmatch(key)
+    if cosam and cosam[2] in _COSAM_PARTS:
+        return f"encoder.cosam.{int(cosam[1]) + _BLOCK_OFFSET[backbone]}.{_COSAM_PARTS[cosam[2]]}.{cosam[3]}"
+    if key.startswith("aggregation."):
+        return f"encoder.{key}"
+    head, _, tail = key.removeprefix("base.").partition(".")
+    if key.startswith("base."):
+        stages = _RESNET_STAGES if backbone == "resnet50" else {"layer0": "stem.0"}
+        return f"encoder.backbone.{stages.get(head, head)}.{tail}"
+    return key
+
+
+def _to_reference(key: str, backbone: BackboneName) -> str:
+    key = key.removeprefix("encoder.")
+    if key.startswith("cosam."):
+        _, block, part, tail = key.split(".", 3)
+        names = {ours: theirs for theirs, ours in _COSAM_PARTS.items()}
+        place = int(block) - _BLOCK_OFFSET[backbone]
+        return f"attention_modules.attention_modules.{place}.{names[part]}.{tail}"
+    if not key.startswith("backbone."):
+        return key
+    stages = _RESNET_STAGES if backbone == "resnet50" else {"layer0": "stem.0"}
+    key = key.removeprefix("backbone.")
+    for theirs, ours in stages.items():
+        if key.startswith(f"{ours}."):
+            return f"base.{theirs}.{key.removeprefix(f'{ours}.')}"
+    return f"base.{key}"
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    return ", ".join(keys[:_LISTED]) + more

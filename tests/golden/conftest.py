@@ -1,0 +1,31 @@
+"""The golden vectors and the weights that they were made with."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+    return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def fill_array(golden):
+    spec = importlib.util.spec_from_file_location("golden_fill", golden / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.fill_array
+
+
+@pytest.fixture(scope="session")
+def reference_state(golden, fill_array):
+    """name -> state dict in the reference's naming, filled by the golden rule."""
+
+    def make(name):
+        keys = json.loads((golden / f"keys_{name}.json").read_text())
+        return {key: torch.as_tensor(fill_array(key, shape)) for key, shape in keys}
+
+    return make
