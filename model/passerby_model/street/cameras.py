@@ -1,0 +1,149 @@
+"""Cameras: where they look from, and what their optics, light and coding do to a picture.
+
+clean picture -> light gradient -> cast, gain, saturation -> contrast curve -> blur, motion blur
+              -> resolution -> sensor noise -> JPEG (by the writer)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from passerby_model.street.scenes import STYLES, make_scene
+
+Image = NDArray[np.uint8]
+# Main directions in which people walk past the cameras, in degrees from "towards the camera".
+VIEWS: tuple[tuple[str, float], ...] = (
+    ("front", 8.0),
+    ("side", 82.0),
+    ("back", 172.0),
+    ("oblique", 45.0),
+    ("oblique back", 135.0),
+    ("front", 22.0),
+    ("side", 100.0),
+    ("back", 157.0),
+)
+_LUMA = np.array((0.299, 0.587, 0.114))
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera of a street; constant over all people who pass."""
+
+    index: int
+    name: str
+    view: str
+    facing: float  # radians, main walking direction relative to the camera
+    pitch: float  # radians, looking down
+    light: float  # radians, side the light comes from
+    gain: float
+    cast: tuple[float, float, float]  # factors on red, green, blue
+    saturation: float
+    gamma: float
+    lift: float  # grey levels added: haze
+    gradient: float  # relative light difference across the frame
+    gradient_direction: float  # radians
+    resolution: float  # share of the frame's pixels per side that the sensor resolves
+    blur: float  # sigma in pixels of a 256-row frame
+    motion_blur: int  # pixels of a 256-row frame
+    noise: float  # sigma in grey levels
+    jpeg_quality: int
+    frames_per_second: int
+    position_m: float  # along the street, metres
+    style: str  # of the scene
+
+
+def make_camera(seed: int, index: int) -> Camera:
+    """Camera `index` of the street `seed`; the same whenever asked."""
+    rng = np.random.default_rng([seed, 2, index])
+    view, degrees = VIEWS[index % len(VIEWS)]
+    warm = rng.uniform(0.1, 0.32) * (1 if (index + seed) % 2 else -1)  # neighbours differ in cast
+    tint = rng.uniform(-0.14, 0.14)
+    return Camera(
+        index=index,
+        name=f"c{index + 1}",
+        view=view,
+        facing=math.radians(degrees),
+        pitch=float(rng.uniform(0.05, 0.32)),
+        light=float(rng.uniform(-1.0, 1.0)),
+        gain=float(rng.uniform(0.6, 1.3)),
+        cast=(float(1 + warm), float(1 + tint), float(1 - warm)),
+        saturation=float(rng.uniform(0.55, 1.1)),
+        gamma=float(rng.uniform(0.75, 1.35)),
+        lift=float(rng.uniform(0, 26)),
+        gradient=float(rng.uniform(0.1, 0.5)),
+        gradient_direction=float(rng.uniform(0, 2 * math.pi)),
+        resolution=float(rng.uniform(0.4, 0.9)),
+        blur=float(rng.uniform(0.4, 1.1)),
+        motion_blur=int(rng.integers(1, 6)),
+        noise=float(rng.uniform(2, 9)),
+        jpeg_quality=int(rng.integers(55, 93)),
+        frames_per_second=int(rng.integers(8, 16)),
+        position_m=float(index * 130 + rng.uniform(0, 60)),
+        style=STYLES[int((index + seed) % len(STYLES))],
+    )
+
+
+@lru_cache(maxsize=64)
+def scene_of(seed: int, index: int) -> Image:
+    """The scene behind the people of a camera, scenes.make_scene; kept, because everybody passes it."""
+    camera = make_camera(seed, index)
+    scene = make_scene(camera.style, np.random.default_rng([seed, 5, index]))
+    scene.flags.writeable = False
+    return scene
+
+
+class Optics:
+    """A camera's effect on pictures of one size, with one tracklet's share of changing light.
+
+    daylight: factor on the gain, 1 = as usual. All randomness comes from the `rng` given.
+    """
+
+    def __init__(self, camera: Camera, height: int, width: int, rng: np.random.Generator) -> None:
+        self._camera, self._size = camera, (width, height)
+        gain = camera.gain * rng.uniform(0.85, 1.15)
+        drift = rng.uniform(0.95, 1.05, 3)
+        grey = np.tile(_LUMA, (3, 1)) * (1 - camera.saturation) + np.eye(3) * camera.saturation
+        cast = np.asarray(camera.cast) * drift
+        self._mix = np.hstack([grey * cast[:, None] * gain, np.full((3, 1), camera.lift)]).astype(np.float32)
+        levels = np.arange(256) / 255
+        self._curve = np.clip(255 * levels**camera.gamma, 0, 255).astype(np.uint8)
+        y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+        slope = x * math.cos(camera.gradient_direction) + y * math.sin(camera.gradient_direction)
+        light = np.clip((1 + camera.gradient * slope / 1.4) * 128, 0, 255).astype(np.uint8)
+        self._light = np.ascontiguousarray(np.repeat(light[..., None], 3, axis=2))
+        self._unit = height / 256
+        small = (max(8, round(width * camera.resolution)), max(16, round(height * camera.resolution)))
+        self._small = small
+        self._noise = rng.normal(0, camera.noise, (small[1] + 32, small[0] + 32, 3)).astype(np.int16)
+
+    def apply(self, picture: Image, shake: float, rng: np.random.Generator) -> Image:
+        """uint8 (H, W, 3) -> uint8 (H, W, 3). shake: factor on the camera's motion blur."""
+        camera = self._camera
+        seen = cv2.multiply(picture, self._light, scale=1 / 128)
+        seen = cv2.LUT(cv2.transform(seen, self._mix), self._curve)
+        length = round(camera.motion_blur * shake * self._unit)
+        if length > 1:
+            seen = cv2.blur(seen, (length, 1))
+        seen = cv2.GaussianBlur(seen, (3, 3), camera.blur * self._unit)
+        seen = cv2.resize(seen, self._small, interpolation=cv2.INTER_AREA)
+        dy, dx = rng.integers(0, 32, 2)
+        noise = self._noise[dy : dy + self._small[1], dx : dx + self._small[0]]
+        seen = cv2.add(seen, noise, dtype=cv2.CV_8U)
+        return np.asarray(cv2.resize(seen, self._size, interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def encode_jpeg(picture: Image, quality: int) -> bytes:
+    """JPEG file of an RGB picture, uint8 (H, W, 3)."""
+    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return bytes(data)
+
+
+def decode_jpeg(data: bytes) -> Image:
+    """RGB picture uint8 (H, W, 3) of a JPEG file."""
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
