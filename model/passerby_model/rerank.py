@@ -1,0 +1,275 @@
+"""k-reciprocal re-ranking (numpy only).
+
+Source: Zhong, Zheng, Cao, Li: "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017,
+arXiv 1701.08398; the public code `re_ranking(q_g_dist, q_q_dist, g_g_dist)` ("ranklist"), whose float32 results
+this module reproduces. Steps as marked below:
+
+    1. squared distances of all items (queries and gallery alike), each row divided by its maximum
+    2. k1-reciprocal neighbours R(i), expanded by those half-k1-reciprocal sets that overlap R(i) in more than 2/3
+    3. V(i): exp(-distance) over the expanded set, summing to 1 (section 3.3, equation 6)
+    4. local query expansion: V(i) becomes the mean of V over its k2 nearest (section 3.4, equation 11)
+    5. Jaccard distance from sums of minima and maxima (equation 10), mixed with the distance of step 1 (equation 12)
+
+Differs from the public code: V is kept sparse (a few dozen entries a row) and work goes by blocks of rows, so
+that only the distances themselves need M x M memory; ties are ranked in item order, not by chance of the sort.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from passerby.errors import InvalidArgumentError
+
+from passerby_model.metrics import cosine_distance, squared_euclidean
+
+BLOCK_ELEMENTS = 1 << 22
+"""Elements of the dense scratch matrices (rows x M): 4 Mi, 16 MiB as float32, about what a shared cache holds."""
+
+OVERLAP = 2.0 / 3.0
+"""Share of a neighbour's reciprocal set that has to be in R(i) for it to be merged (section 3.2, equation 5)."""
+
+
+def k_reciprocal(
+    query_gallery: NDArray[np.float32],
+    query_query: NDArray[np.float32],
+    gallery_gallery: NDArray[np.float32],
+    k1: int = 20,
+    k2: int = 6,
+    original_weight: float = 0.3,
+) -> NDArray[np.float32]:
+    """Joint re-ranking of all queries and the whole gallery: every query is also a neighbour of the others.
+
+    Args:
+        query_gallery: float32 (Q, G), Euclidean distances (not squared), >= 0.
+        query_query: float32 (Q, Q), likewise.
+        gallery_gallery: float32 (G, G), likewise.
+        k1: neighbours in the reciprocal set, >= 1.
+        k2: neighbours in the query expansion, in [1, k1].
+        original_weight: share of the original distance in the result, in [0, 1].
+
+    Returns:
+        float32 (Q, G) in [0, 1], lower is nearer.
+
+    Raises:
+        InvalidArgumentError: shapes disagree or an option is out of range.
+    """
+    queries, gallery = query_gallery.shape
+    if query_query.shape != (queries, queries) or gallery_gallery.shape != (gallery, gallery):
+        raise InvalidArgumentError(
+            f"expected (Q, G), (Q, Q), (G, G) distances, got {query_gallery.shape}, {query_query.shape}, "
+            f"{gallery_gallery.shape}"
+        )
+    distances = np.empty((queries + gallery, queries + gallery), np.float32)
+    # The public code stacks the blocks, divides columns and transposes; here the blocks lie transposed from the start.
+    distances[:queries, :queries] = query_query.T
+    distances[:queries, queries:] = query_gallery
+    distances[queries:, :queries] = query_gallery.T
+    distances[queries:, queries:] = gallery_gallery.T
+    np.square(distances, out=distances)
+    return rerank_squared(distances, queries, k1, k2, original_weight)
+
+
+def shortlist_rerank(
+    query: NDArray[np.float32],
+    candidates: NDArray[np.float32],
+    metric: str = "squared_euclidean",
+    k1: int = 20,
+    k2: int = 6,
+    original_weight: float = 0.3,
+) -> NDArray[np.float32]:
+    """Online re-ranking of one query's nearest candidates.
+
+    Neighbourhoods are taken within {query} + candidates. With the whole gallery as candidates this is `k_reciprocal`
+    of that one query; it is not what a joint run of many queries gives, for there the other queries are neighbours
+    too, which a server that answers one query at a time does not have.
+
+    Args:
+        query: float32 (D,).
+        candidates: float32 (G, D).
+        metric: "squared_euclidean" or "cosine". 1 - cos is half the squared Euclidean distance of unit vectors,
+            and step 1 takes the half away, so both mean the method on Euclidean distances.
+        k1: neighbours in the reciprocal set, >= 1.
+        k2: neighbours in the query expansion, in [1, k1].
+        original_weight: share of the original distance in the result, in [0, 1].
+
+    Returns:
+        float32 (G,) in [0, 1], in the order of `candidates`, lower is nearer. No candidates: empty.
+
+    Raises:
+        InvalidArgumentError: shapes disagree, an unknown metric or an option out of range.
+    """
+    if query.ndim != 1 or candidates.ndim != 2 or candidates.shape[1] != query.shape[0]:
+        raise InvalidArgumentError(f"expected (D,) and (G, D) descriptors, got {query.shape} and {candidates.shape}")
+    if metric not in ("squared_euclidean", "cosine"):
+        raise InvalidArgumentError(f"unknown metric {metric!r}: use squared_euclidean or cosine")
+    items = np.concatenate([query[None, :], candidates]).astype(np.float32, copy=False)
+    distances = cosine_distance(items, items) if metric == "cosine" else squared_euclidean(items, items)
+    np.fill_diagonal(distances, 0.0)
+    reranked: NDArray[np.float32] = rerank_squared(distances, 1, k1, k2, original_weight)[0]
+    return reranked
+
+
+def rerank_squared(
+    squared: NDArray[np.float32], query_count: int, k1: int = 20, k2: int = 6, original_weight: float = 0.3
+) -> NDArray[np.float32]:
+    """The method itself, on the squared distances of all items, the queries first.
+
+    Args:
+        squared: float32 (M, M), >= 0, row i the squared distances of item i; overwritten by step 1.
+        query_count: Q, how many leading items are queries.
+        k1: neighbours in the reciprocal set, >= 1; fewer where there are fewer items.
+        k2: neighbours in the query expansion, in [1, k1].
+        original_weight: share of the original distance in the result, in [0, 1].
+
+    Returns:
+        float32 (Q, M - Q) in [0, 1].
+
+    Raises:
+        InvalidArgumentError: an option is out of range.
+    """
+    check_options(k1, k2, original_weight)
+    if query_count == 0 or query_count == squared.shape[0]:
+        return np.zeros((query_count, squared.shape[0] - query_count), np.float32)
+    largest = squared.max(axis=1, keepdims=True)
+    distances = np.divide(squared, np.where(largest > 0.0, largest, 1.0), out=squared)  # step 1
+    nearest = _nearest(distances, k1 + 1)
+    encoding = _encode(distances, nearest, k1)
+    if k2 > 1:
+        encoding = _expand(encoding, nearest[:, :k2], distances.shape[0])
+    jaccard = _jaccard(encoding, query_count, distances.shape[0])
+    mixed = jaccard * (1.0 - original_weight) + distances[:query_count] * original_weight
+    return np.ascontiguousarray(mixed[:, query_count:], dtype=np.float32)
+
+
+def check_options(k1: int, k2: int, original_weight: float) -> None:
+    """Raises InvalidArgumentError unless k1 >= 1, 1 <= k2 <= k1 and original_weight in [0, 1]."""
+    if k1 < 1:
+        raise InvalidArgumentError.of("rerank.k1", f"must be at least 1, not {k1}")
+    if not 1 <= k2 <= k1:
+        raise InvalidArgumentError.of("rerank.k2", f"must be from 1 to k1 ({k1}), not {k2}")
+    if not 0.0 <= original_weight <= 1.0:
+        raise InvalidArgumentError.of("rerank.original_weight", f"must be in [0, 1], not {original_weight}")
+
+
+@dataclass(frozen=True, slots=True)
+class _SparseRows:
+    """A sparse float32 (M, M) matrix by rows: row i holds `values` at `columns` from starts[i] to starts[i + 1]."""
+
+    starts: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def take(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Entries of `rows` (R,) as (position in `rows`, column, value), each (entries,)."""
+        lengths = self.starts[rows + 1] - self.starts[rows]
+        owner = np.repeat(np.arange(len(rows)), lengths)
+        first = np.repeat(self.starts[rows] - (np.cumsum(lengths) - lengths), lengths)
+        where = np.arange(len(owner)) + first
+        return owner, self.columns[where], self.values[where]
+
+
+class _RowCollector:
+    """Builds _SparseRows from blocks of rows, given in order."""
+
+    def __init__(self) -> None:
+        self._lengths: list[NDArray[np.int64]] = []
+        self._columns: list[NDArray[np.int64]] = []
+        self._values: list[NDArray[np.float32]] = []
+
+    def add(
+        self, height: int, rows: NDArray[np.int64], columns: NDArray[np.int64], values: NDArray[np.floating]
+    ) -> None:
+        """A block of `height` rows with entries (rows, columns, values), ordered by row."""
+        self._lengths.append(np.bincount(rows, minlength=height))
+        self._columns.append(columns)
+        self._values.append(values.astype(np.float32, copy=False))
+
+    def finish(self) -> _SparseRows:
+        starts = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))])
+        return _SparseRows(starts, np.concatenate(self._columns), np.concatenate(self._values))
+
+
+def _blocks(items: int) -> list[NDArray[np.int64]]:
+    """Row numbers 0..items-1 in blocks whose dense (rows, items) form stays within BLOCK_ELEMENTS."""
+    height = max(1, BLOCK_ELEMENTS // items)
+    return [np.arange(start, min(start + height, items)) for start in range(0, items, height)]
+
+
+def _nearest(distances: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The `count` nearest items of each item, itself included; int64 (M, min(count, M)), ties in item order."""
+    items = distances.shape[0]
+    count = min(count, items)
+    nearest = np.empty((items, count), np.int64)
+    for block in _blocks(items):
+        rows = distances[block[0] : block[-1] + 1]
+        if count == items:
+            nearest[block] = np.argsort(rows, axis=1, kind="stable")
+            continue
+        chosen = np.sort(np.argpartition(rows, count - 1, axis=1)[:, :count], axis=1)
+        values = np.take_along_axis(rows, chosen, axis=1)
+        nearest[block] = np.take_along_axis(chosen, np.argsort(values, axis=1, kind="stable"), axis=1)
+        # A partition picks at random among items as far as the last one taken: sort those rows in full.
+        torn = np.flatnonzero((rows <= values.max(axis=1, keepdims=True)).sum(axis=1) > count)
+        nearest[block[torn]] = np.argsort(rows[torn], axis=1, kind="stable")[:, :count]
+    return nearest
+
+
+def _encode(distances: NDArray[np.float32], nearest: NDArray[np.int64], k1: int) -> _SparseRows:
+    """Steps 2 and 3: V, the k-reciprocal encoding of every item."""
+    half = nearest[:, : round(k1 / 2) + 1]  # round() is half-to-even, as np.around in the public code
+    half_mutual = _mutual(half, np.arange(len(half)))
+    collector = _RowCollector()
+    for block in _blocks(len(nearest)):
+        neighbours = nearest[block]  # (B, k1 + 1)
+        mutual = _mutual(nearest, block)  # (B, k1 + 1)
+        rows = np.arange(len(block))
+        member = np.zeros((len(block), len(nearest)), bool)  # R(i) as a row of booleans
+        owner, slot = np.nonzero(mutual)
+        member[owner, neighbours[owner, slot]] = True
+        candidate, candidate_mutual = half[neighbours], half_mutual[neighbours]  # (B, k1 + 1, half + 1)
+        overlap = (member[rows[:, None, None], candidate] & candidate_mutual).sum(axis=2)
+        merged = mutual & (overlap > OVERLAP * candidate_mutual.sum(axis=2))
+        owner, slot, entry = np.nonzero(merged[:, :, None] & candidate_mutual)
+        member[owner, candidate[owner, slot, entry]] = True
+        owner, columns = np.nonzero(member)
+        weights = np.exp(-distances[block[owner], columns])
+        collector.add(len(block), owner, columns, weights / np.bincount(owner, weights)[owner])
+    return collector.finish()
+
+
+def _mutual(nearest: NDArray[np.int64], block: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool (B, K): whether each neighbour of the items in `block` has them among its own nearest (M, K)."""
+    back: NDArray[np.bool_] = nearest[nearest[block]] == block[:, None, None]
+    found: NDArray[np.bool_] = back.any(axis=2)
+    return found
+
+
+def _expand(encoding: _SparseRows, nearest: NDArray[np.int64], items: int) -> _SparseRows:
+    """Step 4: the mean of the encodings of each item's k2 nearest (M, k2)."""
+    collector = _RowCollector()
+    for block in _blocks(items):
+        owner, columns, values = encoding.take(nearest[block].ravel())
+        flat = (owner // nearest.shape[1]) * items + columns
+        total = np.bincount(flat, weights=values, minlength=len(block) * items).reshape(len(block), items)
+        rows, columns = np.nonzero(total)
+        collector.add(len(block), rows, columns, total[rows, columns] / nearest.shape[1])
+    return collector.finish()
+
+
+def _jaccard(encoding: _SparseRows, query_count: int, items: int) -> NDArray[np.float32]:
+    """Step 5: Jaccard distances of the queries to all items, float32 (Q, M).
+
+    Rows of V sum to 1, so the sum of maxima is 2 minus the sum of minima.
+    """
+    owner = np.repeat(np.arange(items), np.diff(encoding.starts))
+    jaccard = np.empty((query_count, items), np.float32)
+    dense = np.zeros(items, np.float32)
+    for query in range(query_count):
+        own = slice(encoding.starts[query], encoding.starts[query + 1])
+        dense[encoding.columns[own]] = encoding.values[own]
+        minima = np.bincount(owner, np.minimum(encoding.values, dense[encoding.columns]), minlength=items)
+        jaccard[query] = 1.0 - minima / (2.0 - minima)
+        dense[encoding.columns[own]] = 0.0
+    return jaccard
