@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import InvalidArgumentError, NotFoundError, PasserbyError
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 HEIGHT = 256
 WIDTH = 128
@@ -89,7 +89,7 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint
         raise InvalidArgumentError(
             f"the image has more than the allowed {max_pixels:,} pixels", reason="IMAGE_TOO_LARGE"
         ) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InvalidArgumentError(
             "not an image that can be read: send JPEG, PNG or WebP", reason="IMAGE_UNREADABLE"
         ) from error

@@ -51,4 +51,4 @@ def mean_descriptor(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     if descriptors.ndim != 2 or descriptors.shape[0] == 0:
         raise InvalidArgumentError(f"expected (S, D) descriptors with S >= 1, got shape {descriptors.shape}")
-    return descriptors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return np.asarray(descriptors.mean(axis=0, dtype=np.float64), dtype=np.float32)

@@ -1,7 +1,7 @@
 """The golden vectors and the weights that they were made with."""
 
-import importlib.util
 import json
+import runpy
 
 import pytest
 import torch
@@ -14,10 +14,7 @@ def golden(shared):
 
 @pytest.fixture(scope="session")
 def fill_array(golden):
-    spec = importlib.util.spec_from_file_location("golden_fill", golden / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.fill_array
+    return runpy.run_path(str(golden / "fill.py"))["fill_array"]
 
 
 @pytest.fixture(scope="session")

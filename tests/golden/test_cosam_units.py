@@ -71,7 +71,7 @@ def test_temporal_pooling_equals_reference(golden):
 def test_temporal_attention_equals_reference(golden):
     file = np.load(golden / "unit_aggregation_ta.npz")
     x = torch.from_numpy(file["x"])
-    module = TemporalAttention(x.shape[1], int(file["t"]), tuple(x.shape[2:]))
+    module = TemporalAttention(x.shape[1], int(file["t"]), (x.shape[2], x.shape[3]))
     module.load_state_dict(weights(file, str))
     with torch.inference_mode():
         np.testing.assert_allclose(module(x), file["out"], atol=2e-6)

@@ -46,7 +46,7 @@ def test_reference_keys_import_and_round_trip(shared, name):
 
 def test_import_into_another_architecture_names_the_one_that_fits(shared):
     state = reference_state(shared, "se_resnet50_cosam45_tp_N8")
-    with pytest.raises(InvalidArgumentError, match="would fit se_resnet50.cosam45.tp with 8 frames"):
+    with pytest.raises(InvalidArgumentError, match=r"would fit se_resnet50\+cosam45\+tp with 8 frames"):
         checkpoint.import_reference(state, Architecture.parse("se_resnet50+cosam45+tp"))
 
 
