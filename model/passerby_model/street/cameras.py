@@ -1,7 +1,7 @@
 """Cameras: where they look from, and what their optics, light and coding do to a picture.
 
-clean picture -> light gradient -> cast, gain, saturation -> contrast curve -> blur, motion blur
-              -> resolution -> sensor noise -> JPEG (by the writer)
+clean picture -> motion blur, blur -> resolution -> light gradient -> cast, gain, saturation
+              -> contrast curve -> sensor noise -> back to the frame's size -> JPEG
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +29,8 @@ VIEWS: tuple[tuple[str, float], ...] = (
     ("side", 100.0),
     ("back", 157.0),
 )
+_NOISE_SHIFT = 24  # pixels by which a frame's noise is moved against the one before
+SCENE_MARGIN = 256  # pixels of the scene, more than a window's reach beyond it
 _LUMA = np.array((0.299, 0.587, 0.114))
 
 
@@ -98,6 +101,16 @@ def scene_of(seed: int, index: int) -> Image:
     return scene
 
 
+@lru_cache(maxsize=64)
+def endless_scene_of(seed: int, index: int) -> Image:
+    """`scene_of`, mirrored beyond each edge by SCENE_MARGIN pixels, so that any window of it can be cut."""
+    edge = SCENE_MARGIN
+    mirrored = cv2.copyMakeBorder(scene_of(seed, index), edge, edge, edge, edge, cv2.BORDER_REFLECT)
+    scene = np.asarray(mirrored, np.uint8)
+    scene.flags.writeable = False
+    return scene
+
+
 class Optics:
     """A camera's effect on pictures of one size, with one tracklet's share of changing light.
 
@@ -113,26 +126,29 @@ class Optics:
         self._mix = np.hstack([grey * cast[:, None] * gain, np.full((3, 1), camera.lift)]).astype(np.float32)
         levels = np.arange(256) / 255
         self._curve = np.clip(255 * levels**camera.gamma, 0, 255).astype(np.uint8)
-        y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+        columns, rows = max(8, round(width * camera.resolution)), max(16, round(height * camera.resolution))
+        self._small = (columns, rows)
+        y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
         slope = x * math.cos(camera.gradient_direction) + y * math.sin(camera.gradient_direction)
-        light = np.clip((1 + camera.gradient * slope / 1.4) * 128, 0, 255).astype(np.uint8)
+        light: Image = np.clip((1 + camera.gradient * slope / 1.4) * 128, 0, 255).astype(np.uint8)
         self._light = np.ascontiguousarray(np.repeat(light[..., None], 3, axis=2))
         self._unit = height / 256
-        small = (max(8, round(width * camera.resolution)), max(16, round(height * camera.resolution)))
-        self._small = small
-        self._noise = rng.normal(0, camera.noise, (small[1] + 32, small[0] + 32, 3)).astype(np.int16)
+        noise = rng.standard_normal((rows + _NOISE_SHIFT, columns + _NOISE_SHIFT, 3), np.float32)
+        self._noise = (noise * camera.noise).astype(np.int16)
 
     def apply(self, picture: Image, shake: float, rng: np.random.Generator) -> Image:
         """uint8 (H, W, 3) -> uint8 (H, W, 3). shake: factor on the camera's motion blur."""
         camera = self._camera
-        seen = cv2.multiply(picture, self._light, scale=1 / 128)
-        seen = cv2.LUT(cv2.transform(seen, self._mix), self._curve)
+        seen: Any = picture  # OpenCV's stubs do not follow the dtype
         length = round(camera.motion_blur * shake * self._unit)
         if length > 1:
             seen = cv2.blur(seen, (length, 1))
         seen = cv2.GaussianBlur(seen, (3, 3), camera.blur * self._unit)
-        seen = cv2.resize(seen, self._small, interpolation=cv2.INTER_AREA)
-        dy, dx = rng.integers(0, 32, 2)
+        # Bilinear, not area: the blur has removed what would alias, and area costs five times as much.
+        seen = cv2.resize(seen, self._small, interpolation=cv2.INTER_LINEAR)
+        seen = cv2.multiply(seen, self._light, scale=1 / 128)
+        seen = cv2.LUT(cv2.transform(seen, self._mix), self._curve)
+        dy, dx = rng.integers(0, _NOISE_SHIFT, 2)
         noise = self._noise[dy : dy + self._small[1], dx : dx + self._small[0]]
         seen = cv2.add(seen, noise, dtype=cv2.CV_8U)
         return np.asarray(cv2.resize(seen, self._size, interpolation=cv2.INTER_LINEAR), np.uint8)
@@ -140,7 +156,8 @@ class Optics:
 
 def encode_jpeg(picture: Image, quality: int) -> bytes:
     """JPEG file of an RGB picture, uint8 (H, W, 3)."""
-    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return bytes(data)
 
 

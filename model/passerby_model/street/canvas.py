@@ -34,7 +34,8 @@ class Canvas:
 
     def polygon(self, points: Sequence[Vec], colour: Colour, label: int) -> None:
         """Fill a convex polygon."""
-        corners = np.rint(np.array(points, np.float32) * _UNIT).astype(np.int32)
+        # Rounded in Python: for so few points NumPy's calls would take most of the time.
+        corners = np.array([(int(x * _UNIT + 0.5), int(y * _UNIT + 0.5)) for x, y in points], np.int32)
         cv2.fillConvexPoly(self.image, corners, colour, cv2.LINE_8, _SHIFT)
         cv2.fillConvexPoly(self.labels, corners, label, cv2.LINE_8, _SHIFT)
 
@@ -49,64 +50,78 @@ class Canvas:
 
     def line(self, points: Sequence[Vec], thickness: float, colour: Colour, label: int) -> None:
         """Draw an open line, at least one pixel thick."""
-        corners = np.rint(np.array(points, np.float32) * _UNIT).astype(np.int32)
+        corners = np.array([(int(x * _UNIT + 0.5), int(y * _UNIT + 0.5)) for x, y in points], np.int32)
         wide = max(1, round(thickness))
         cv2.polylines(self.image, [corners], False, colour, wide, cv2.LINE_8, _SHIFT)
         cv2.polylines(self.labels, [corners], False, label, wide, cv2.LINE_8, _SHIFT)
 
-    def textured(self, points: Sequence[Vec], texture: Image, corners: tuple[Vec, Vec, Vec], label: int) -> None:
+    def textured(
+        self, points: Sequence[Vec], texture: Image, corners: tuple[Vec, Vec, Vec], label: int, *, smooth: bool = True
+    ) -> None:
         """Fill a polygon with `texture` (uint8 (h, w, 3)).
 
         corners: where the texture's top left, top right and bottom left go; beyond, its edge is repeated.
         """
-        outline = np.rint(np.array(points, np.float32) * _UNIT).astype(np.int32)
-        x0, y0 = np.maximum(outline.min(0) // _UNIT, 0).tolist()
-        x1, y1 = (outline.max(0) // _UNIT + 2).tolist()
-        x1, y1 = min(x1, self.width), min(y1, self.height)
+        outline = np.array([(int(x * _UNIT + 0.5), int(y * _UNIT + 0.5)) for x, y in points], np.int32)
+        across, down = zip(*points, strict=True)
+        box = (min(across), min(down), max(across), max(down))
+        self._fill(outline, box, texture, corners, label, cv2.INTER_LINEAR)
+
+    def limb(self, a: Vec, b: Vec, radii: Vec, texture: Image, label: int) -> None:
+        """A tapered limb with round ends from a to b, its texture (uint8 (h, w, 3)) along it."""
+        (ax, ay), (bx, by), (near, far) = a, b, radii
+        dx, dy = bx - ax, by - ay
+        length = math.hypot(dx, dy)
+        if length < 1.0:  # seen end on
+            dx, dy, length = 0.0, 1.0, 1.0
+        tx, ty = dx / length, dy / length
+        nx, ny = ty, -tx  # to the picture's right on a limb that hangs down
+        frame = np.array(
+            [(nx * near, ny * near), (tx * near, ty * near), a, (nx * far, ny * far), (tx * far, ty * far), b]
+        )
+        outline = (_LIMB_ENDS @ frame + 0.5 / _UNIT) * _UNIT
+        wide = max(radii)
+        left, top = ax - nx * wide, ay - ny * wide
+        corners = ((left, top), (ax + nx * wide, ay + ny * wide), (left + dx, top + dy))
+        box = (min(ax - near, bx - far), min(ay - near, by - far), max(ax + near, bx + far), max(ay + near, by + far))
+        # Not interpolated: limbs are small, the camera blurs them, and it takes a third of the time.
+        self._fill(outline.astype(np.int32), box, texture, corners, label, cv2.INTER_NEAREST)
+
+    def _fill(
+        self,
+        outline: NDArray[np.int32],
+        box: tuple[float, float, float, float],
+        texture: Image,
+        corners: tuple[Vec, Vec, Vec],
+        label: int,
+        flags: int,
+    ) -> None:
+        x0, y0 = max(int(box[0]) - 1, 0), max(int(box[1]) - 1, 0)
+        x1, y1 = min(int(box[2]) + 2, self.width), min(int(box[3]) + 2, self.height)
         if x1 <= x0 or y1 <= y0:
             return
         rows, columns = texture.shape[:2]
         (ax, ay), (bx, by), (cx, cy) = corners
         matrix = np.array(
-            [
-                [(bx - ax) / columns, (cx - ax) / rows, ax - x0],
-                [(by - ay) / columns, (cy - ay) / rows, ay - y0],
-            ]
+            (
+                ((bx - ax) / columns, (cx - ax) / rows, ax - x0),
+                ((by - ay) / columns, (cy - ay) / rows, ay - y0),
+            )
         )
-        patch = cv2.warpAffine(
-            texture, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        size = (x1 - x0, y1 - y0)
+        patch = cv2.warpAffine(texture, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
         mask = self._mask[y0:y1, x0:x1]
         mask[:] = 0
-        cv2.fillPoly(mask, [outline - (x0 * _UNIT, y0 * _UNIT)], 255, cv2.LINE_8, _SHIFT)
-        inside = mask.view(bool)
+        cv2.fillPoly(mask, [outline], 255, cv2.LINE_8, _SHIFT, (-x0 * _UNIT, -y0 * _UNIT))
         cv2.copyTo(patch, mask, self.image[y0:y1, x0:x1])
-        self.labels[y0:y1, x0:x1][inside] = label
-
-    def limb(self, a: Vec, b: Vec, radii: Vec, texture: Image, label: int) -> None:
-        """A tapered limb with round ends from a to b, its texture (uint8 (h, w, 3)) along it."""
-        dx, dy = b[0] - a[0], b[1] - a[1]
-        length = max(math.hypot(dx, dy), 1.0)
-        tx, ty = dx / length, dy / length
-        if tx == 0 and ty == 0:
-            ty = 1.0
-        nx, ny = ty, -tx  # to the picture's right on a limb that hangs down
-        points = [_offset(a, nx, ny, tx, ty, radii[0], *end) for end in _NEAR_END]
-        points += [_offset(b, nx, ny, tx, ty, radii[1], *end) for end in _FAR_END]
-        wide = max(radii)
-        corners = (
-            (a[0] - nx * wide, a[1] - ny * wide),
-            (a[0] + nx * wide, a[1] + ny * wide),
-            (a[0] - nx * wide + tx * length, a[1] - ny * wide + ty * length),
-        )
-        self.textured(points, texture, corners, label)
+        cv2.fillPoly(self.labels, [outline], label, cv2.LINE_8, _SHIFT)
 
 
-# (across, along) of the points of a limb's round ends.
-_NEAR_END = [(-1.0, 0.0), (-0.7, -0.7), (0.0, -1.0), (0.7, -0.7), (1.0, 0.0)]
-_FAR_END = [(1.0, 0.0), (0.7, 0.7), (0.0, 1.0), (-0.7, 0.7), (-1.0, 0.0)]
+def _limb_ends() -> NDArray[np.float64]:
+    """(10, 6): the corners of a limb as sums of (across, along, centre) of its near and of its far end."""
+    near = [(-1.0, 0.0), (-0.7, -0.7), (0.0, -1.0), (0.7, -0.7), (1.0, 0.0)]
+    far = [(1.0, 0.0), (0.7, 0.7), (0.0, 1.0), (-0.7, 0.7), (-1.0, 0.0)]
+    return np.array([(*end, 1, 0, 0, 0) for end in near] + [(0, 0, 0, *end, 1) for end in far])
 
 
-def _offset(point: Vec, nx: float, ny: float, tx: float, ty: float, radius: float, across: float, along: float) -> Vec:
-    x = point[0] + (nx * across + tx * along) * radius
-    return x, point[1] + (ny * across + ty * along) * radius
+_LIMB_ENDS = _limb_ends()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -39,18 +40,22 @@ class View:
     pitch: float
     light: float
 
+    @cached_property
+    def _angles(self) -> tuple[float, float, float, float]:
+        return math.sin(self.facing), math.cos(self.facing), math.sin(self.pitch), math.cos(self.pitch)
+
     def project(self, point: Point) -> Vec:
         """(x, y) in pixels of a point of the body (body heights), by parallel projection."""
         forward, left, up = point
-        sin, cos = math.sin(self.facing), math.cos(self.facing)
+        sin, cos, sin_pitch, cos_pitch = self._angles
         right = forward * sin + left * cos
         near = forward * cos - left * sin
-        rise = up * math.cos(self.pitch) - near * math.sin(self.pitch)
+        rise = up * cos_pitch - near * sin_pitch
         return self.x + right * self.scale, self.y - rise * self.scale
 
     def near(self, point: Point) -> float:
         """How much nearer to the camera than the body's axis, in body heights."""
-        return point[0] * math.cos(self.facing) - point[1] * math.sin(self.facing)
+        return point[0] * self._angles[1] - point[1] * self._angles[0]
 
     def half_width(self, breadth: float, depth: float) -> float:
         """Half the apparent width in pixels of an upright elliptic cylinder of the given radii."""
@@ -62,14 +67,7 @@ class Wardrobe:
 
     def __init__(self, person: Person) -> None:
         self.person = person
-        self.torso, self.sleeve, self.leg = (
-            textures.torso(person),
-            textures.sleeve(person),
-            textures.leg(person),
-        )
-        self.head = textures.head(person)
-        self.backpack = textures.backpack(person) if person.attributes.backpack else None
-        self.skirt = textures.lower_cloth(person, 64, textures.WRAP)
+        self.textures = textures.textures_of(person)
         self._seen: dict[tuple[int, float], dict[str, Image]] = {}
 
     def seen(self, view: View) -> dict[str, Image]:
@@ -77,13 +75,13 @@ class Wardrobe:
         key = (round(view.facing / _VIEW_STEP), view.light)
         if key not in self._seen:
             facing = key[0] * _VIEW_STEP
-            arm = textures.flat_strip(self.sleeve, view.light)
-            leg = textures.flat_strip(self.leg, view.light)
+            arm = textures.flat_strip(self.textures.sleeve, view.light)
+            leg = textures.flat_strip(self.textures.leg, view.light)
             rows = textures.LIMB_ROWS
             self._seen[key] = {
-                "torso": textures.visible_half(self.torso, facing, 64, view.light),
-                "head": textures.visible_half(self.head, facing, 32, view.light),
-                "skirt": textures.visible_half(self.skirt, facing, 64, view.light),
+                "torso": textures.visible_half(self.textures.torso, facing, 64, view.light),
+                "head": textures.visible_half(self.textures.head, facing, 32, view.light),
+                "skirt": textures.visible_half(self.textures.skirt, facing, 64, view.light),
                 "upper_arm": arm[:rows],
                 "forearm": arm[rows:],
                 "thigh": leg[:rows],
@@ -100,7 +98,7 @@ def paint_person(canvas: Canvas, wardrobe: Wardrobe, view: View, phase: float) -
     parts = [*_leg_parts(canvas, person, body, view, seen), *_arm_parts(canvas, person, body, view, seen)]
     parts += _trunk_parts(canvas, person, body, view, seen)
     parts += _head_parts(canvas, person, body, view, seen, phase)
-    parts += accessory_parts(canvas, person, body, view, wardrobe.backpack)
+    parts += accessory_parts(canvas, person, body, view, wardrobe.textures.backpack)
     for _, paint in sorted(parts, key=lambda part: part[0]):
         paint()
 

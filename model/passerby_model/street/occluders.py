@@ -19,7 +19,8 @@ from passerby_model.street.textures import shade
 
 CROWD = 6  # extras of a camera; they are nobody's identity
 PHASES = 4  # pictures of an extra's walk cycle
-SPRITE_HEIGHT, SPRITE_WIDTH = 256, 144
+SPRITE_HEIGHT, SPRITE_WIDTH = 256, 144  # pixels
+SPRITE_FOOT = 244  # row of a sprite where the feet stand
 SPRITE_SCALE = 225.0  # pixels per body height in a sprite
 OCCLUDERS = ("pole", "plant", "car", "pedestrian")
 
@@ -41,7 +42,7 @@ def crowd_of(seed: int, camera_index: int) -> tuple[tuple[Sprite, ...], ...]:
         wardrobe = Wardrobe(make_person(seed, camera_index * CROWD + extra, stream=4))
         rng = np.random.default_rng([seed, 8, camera_index, extra])
         facing = camera.facing * (1 if extra % 2 else -1) + float(rng.normal(0, 0.3))
-        view = View(SPRITE_WIDTH / 2, 244, SPRITE_SCALE, facing, camera.pitch, camera.light)
+        view = View(SPRITE_WIDTH / 2, SPRITE_FOOT, SPRITE_SCALE, facing, camera.pitch, camera.light)
         sprites = []
         for phase in range(PHASES):
             canvas = Canvas(blank(SPRITE_HEIGHT, SPRITE_WIDTH))
@@ -58,16 +59,15 @@ def paste(picture: Image, sprite: Sprite, foot: Vec, scale: float) -> tuple[slic
     Gives the rows, columns and mask (uint8) of what was covered, or None if it lies outside.
     """
     zoom = scale / SPRITE_SCALE
-    x0, y0 = round(foot[0] - SPRITE_WIDTH / 2 * zoom), round(foot[1] - 244 * zoom)
-    wide, tall = max(1, round(SPRITE_WIDTH * zoom)), max(1, round(SPRITE_HEIGHT * zoom))
+    x0, y0 = round(foot[0] - SPRITE_WIDTH / 2 * zoom), round(foot[1] - SPRITE_FOOT * zoom)
+    size = max(1, round(SPRITE_WIDTH * zoom)), max(1, round(SPRITE_HEIGHT * zoom))
     rows, columns = picture.shape[:2]
-    left, right, top, bottom = max(0, x0), min(columns, x0 + wide), max(0, y0), min(rows, y0 + tall)
+    left, right, top, bottom = max(0, x0), min(columns, x0 + size[0]), max(0, y0), min(rows, y0 + size[1])
     if left >= right or top >= bottom:
         return None
-    matrix = np.array([[zoom, 0, x0 - left], [0, zoom, y0 - top]])
-    size = (right - left, bottom - top)
-    image = cv2.warpAffine(sprite.image, matrix, size, flags=cv2.INTER_LINEAR)
-    mask = cv2.warpAffine(sprite.mask, matrix, size, flags=cv2.INTER_NEAREST)
+    part = (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
+    image = cv2.resize(sprite.image, size, interpolation=cv2.INTER_NEAREST)[part]
+    mask = cv2.resize(sprite.mask, size, interpolation=cv2.INTER_NEAREST)[part]
     where = (slice(top, bottom), slice(left, right))
     cv2.copyTo(image, mask, picture[where])
     return (*where, np.asarray(mask, np.uint8))

@@ -8,6 +8,8 @@ camera sees from one side, so that a logo on the chest is not seen from behind.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -68,7 +70,7 @@ def pattern(kind: str, first: Colour, second: Colour, rng: np.random.Generator, 
     else:
         weight = np.zeros_like(y)
     strength = 0.75 + 0.25 * contrast
-    mixed = np.asarray(first, np.float32) * (1 - weight * strength)[..., None]
+    mixed: NDArray[np.float32] = np.asarray(first, np.float32) * (1 - weight * strength)[..., None]
     mixed += np.asarray(second, np.float32) * (weight * strength)[..., None]
     return mixed.astype(np.uint8)
 
@@ -76,8 +78,8 @@ def pattern(kind: str, first: Colour, second: Colour, rng: np.random.Generator, 
 def _blobs(rng: np.random.Generator, rows: int, scale: float) -> NDArray[np.float32]:
     noise = rng.standard_normal((rows, WRAP)).astype(np.float32)
     wide = np.tile(noise, (1, 3))  # so that the blur meets itself at the back
-    smooth: NDArray[np.float32] = np.asarray(cv2.GaussianBlur(wide, (0, 0), scale), np.float32)[:, WRAP : 2 * WRAP]
-    return (smooth > 0).astype(np.float32)
+    smooth = cv2.GaussianBlur(wide, (0, 0), scale)[:, WRAP : 2 * WRAP]
+    return np.asarray(smooth > 0).astype(np.float32)
 
 
 def folds(image: Image, rng: np.random.Generator, strength: float = 0.12) -> Image:
@@ -125,6 +127,31 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "heart": [(0, 1), (-1, 0), (-0.9, -0.7), (-0.4, -0.9), (0, -0.5), (0.4, -0.9), (0.9, -0.7), (1, 0)],
     "bolt": [(0.3, -1.1), (-0.8, 0.2), (-0.1, 0.2), (-0.3, 1.1), (0.8, -0.2), (0.1, -0.2)],
 }
+
+
+@dataclass(frozen=True)
+class Textures:
+    """All that a person wears, unrolled; each uint8 (rows, columns, 3) as its function below says."""
+
+    torso: Image
+    sleeve: Image
+    leg: Image
+    skirt: Image
+    head: Image
+    backpack: Image | None
+
+
+@lru_cache(maxsize=32)
+def textures_of(person: Person) -> Textures:
+    """The person's textures; kept for a while, because the person passes several cameras in a row."""
+    return Textures(
+        torso=torso(person),
+        sleeve=sleeve(person),
+        leg=leg(person),
+        skirt=lower_cloth(person, 64, WRAP),
+        head=head(person),
+        backpack=backpack(person) if person.attributes.backpack else None,
+    )
 
 
 def torso(person: Person) -> Image:

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import InvalidArgumentError
 
-from passerby_model.street.cameras import Camera, Optics, decode_jpeg, encode_jpeg, make_camera, scene_of
+from passerby_model.street.cameras import (
+    SCENE_MARGIN,
+    Camera,
+    Optics,
+    decode_jpeg,
+    encode_jpeg,
+    endless_scene_of,
+    make_camera,
+)
 from passerby_model.street.canvas import ACCESSORIES, PERSON, Canvas, Image
 from passerby_model.street.config import FIRST_MORNING, StreetConfig
 from passerby_model.street.figure import View, Wardrobe, paint_person
@@ -154,7 +162,7 @@ class _Walk:
         self.camera, self.person = camera, person
         self.height, self.width = config.height, config.width
         self.wardrobe = Wardrobe(person)
-        self.scene = scene_of(config.seed, camera.index)
+        self.scene = endless_scene_of(config.seed, camera.index)
         steps = np.arange(count)
         seconds = steps / camera.frames_per_second
         self.phase = rng.uniform(0, 2 * math.pi) + seconds * 2 * math.pi * person.body.cadence_hz
@@ -190,10 +198,14 @@ class _Walk:
 
     def _background(self, frame: int, x: float, y: float, metre: float) -> Image:
         zoom = metre / PIXELS_PER_METRE * float(self.zoom[frame])
-        origin = float(self.metres[frame]) * PIXELS_PER_METRE
-        matrix = np.array([[zoom, 0, x - origin * zoom], [0, zoom, y - GROUND_ROW * zoom]])
-        size = (self.width, self.height)
-        picture = cv2.warpAffine(self.scene, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        wide, tall = max(2, round(self.width / zoom)), max(2, round(self.height / zoom))
+        # The walker goes to and fro between the ends of the scene, in its mirrored picture.
+        there = float(self.metres[frame]) % (2 * SCENE_METRES)
+        metres = min(there, 2 * SCENE_METRES - there)
+        left = round(metres * PIXELS_PER_METRE - x / zoom) + SCENE_MARGIN
+        top = round(GROUND_ROW - y / zoom) + SCENE_MARGIN
+        window = self.scene[top : top + tall, left : left + wide]
+        picture = cv2.resize(window, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(picture, np.uint8)
 
 
