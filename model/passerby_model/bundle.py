@@ -62,12 +62,14 @@ class MaskOutput(_Part):
 class ParityRow(_Part):
     """One comparison of the encoder with the network that it was made from, on `snippets` snippets a batch.
 
+    `frames` says what was compared on: `noise`, `smooth` (blurred, like pictures) or the name of a data set.
     `relative_l2` = max over snippets of |d - r| / |r|; `cosine` = min over snippets; `mask_error` = max |m - r|,
     None without masks. Passed when all are within the limits beside them.
     """
 
     runtime: str
     snippets: int = Field(ge=1)
+    frames: str = ""
     relative_l2: float
     cosine: float
     mask_error: float | None = None
@@ -75,6 +77,17 @@ class ParityRow(_Part):
     min_cosine: float
     max_mask_error: float | None = None
     passed: bool
+
+    def describe(self) -> str:
+        """Measured values with their limits, on one line."""
+        text = (
+            f"{self.runtime}, batch {self.snippets} of {self.frames or 'frames'}: "
+            f"relative L2 {self.relative_l2:.1e} (at most {self.max_relative_l2:.0e}), "
+            f"cosine {self.cosine:.7f} (at least {self.min_cosine})"
+        )
+        if self.mask_error is not None:
+            text += f", masks {self.mask_error:.1e} (at most {self.max_mask_error or 0.0:.0e})"
+        return text
 
 
 class Parity(_Part):
@@ -86,12 +99,7 @@ class Parity(_Part):
 
     def failures(self) -> list[str]:
         """One line for each row that failed."""
-        return [
-            f"{row.runtime}, batch {row.snippets}: relative L2 {row.relative_l2:.2e} (<= {row.max_relative_l2:.0e}), "
-            f"cosine {row.cosine:.6f} (>= {row.min_cosine}), masks {row.mask_error} (<= {row.max_mask_error})"
-            for row in self.rows
-            if not row.passed
-        ]
+        return [row.describe() for row in self.rows if not row.passed]
 
 
 class Manifest(_Part):
@@ -132,6 +140,11 @@ def fingerprint_of(
         "architecture": architecture,
     }
     return hashlib.sha256(json.dumps(subject, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The text of bundle.json."""
+    return (manifest.model_dump_json(indent=2) + "\n").encode()
 
 
 def describe_file(path: Path) -> File:

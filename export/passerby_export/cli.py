@@ -1,0 +1,142 @@
+"""`passerby export` and `passerby bundle ...`. Heavy packages are imported inside the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from passerby_model.bundle import Manifest, Parity
+
+bundle = typer.Typer(
+    name="bundle", help="Make, show and check the model bundles that a server runs.", no_args_is_help=True
+)
+
+_Target = Annotated[Path, typer.Argument(help="Folder of the new bundle.", show_default=False)]
+_Bundle = Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)]
+_Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+@bundle.command("wrap")
+def wrap_command(
+    model: Annotated[Path, typer.Argument(help="The model: .onnx, or the .xml of an OpenVINO IR.", show_default=False)],
+    target: _Target,
+    spec: Annotated[Path | None, typer.Option(help="YAML file with the settings below; flags go before it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. Default: its file name.")] = None,
+    layout: Annotated[str | None, typer.Option(help="NCHW (default) or NHWC.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. Default: what the model says.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. Default: what the model says.")] = None,
+    colour: Annotated[str | None, typer.Option(help="Order of the input channels: RGB (default) or BGR.")] = None,
+    range: Annotated[
+        str | None, typer.Option(help="What pixels 0 and 255 become: 0,255 (default), 0,1 or -1,1.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Then (value - mean) / std, in channel order: 0.485,0.456,0.406")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="See --mean: 0.229,0.224,0.225")] = None,
+    metric: Annotated[str | None, typer.Option(help="cosine (default) or euclidean.")] = None,
+    normalise: Annotated[
+        bool | None,
+        typer.Option("--normalise/--no-normalise", help="Scale descriptors to length 1. Default: for cosine."),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Output of the model; needed when it has several.")] = None,
+    force: _Force = False,
+) -> None:
+    """Make a bundle from an existing per-frame re-identification model, proven equal to it."""
+    from .spec import load_spec
+    from .wrap import wrap
+
+    flags: dict[str, object] = {
+        "name": name or (model.stem if spec is None else None),
+        "layout": layout,
+        "height": height,
+        "width": width,
+        "colour": colour,
+        "range": _numbers("--range", range, 2),
+        "mean": _numbers("--mean", mean, 3),
+        "std": _numbers("--std", std, 3),
+        "metric": metric,
+        "normalise": normalise,
+        "output": output,
+    }
+    _print_written(target, wrap(model, target, load_spec(spec, flags), force=force))
+
+
+@bundle.command("show")
+def show_command(path: _Bundle, as_json: _AsJson = False) -> None:
+    """What is in a bundle, checked against its checksums; a missing or failed parity report is shown, not refused."""
+    from passerby_model.bundle import open_bundle
+
+    manifest = open_bundle(path, allow_unverified=True).manifest
+    if as_json:
+        typer.echo(manifest.model_dump_json(indent=2))
+        return
+    size = sum(file.size for file in manifest.files.values())
+    shape = manifest.input
+    masks = ", ".join(f"COSAM_{mask.block} {mask.height}x{mask.width}" for mask in manifest.masks)
+    for key, value in {
+        "name": manifest.name,
+        "architecture": manifest.architecture,
+        "encoder": f"{manifest.encoder} ({manifest.precision}, {size / 1e6:.1f} MB)",
+        "input": f"{shape.snippet_length} frames of {shape.height}x{shape.width}, uint8 RGB",
+        "descriptor": f"{manifest.descriptor_dim} values, {manifest.metric.replace('_', ' ')}",
+        "masks": masks or "none",
+        "fingerprint": manifest.fingerprint,
+        "created": manifest.created,
+        "parity": _parity_summary(manifest.parity),
+    }.items():
+        typer.echo(f"{key:13}{value}")
+    if manifest.training:
+        typer.echo("training")
+        typer.echo("  " + json.dumps(manifest.training, indent=2).replace("\n", "\n  "))
+
+
+@bundle.command("verify")
+def verify_command(path: _Bundle, as_json: _AsJson = False) -> None:
+    """Check files, fingerprint and parity report, and that the encoder computes the same at every batch size here."""
+    from .verify import verify
+
+    report = verify(path)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+        return
+    for row in report.rows:
+        typer.echo(row.describe())
+    typer.echo(f"{path}: whole, and right on this machine")
+
+
+def _numbers(flag: str, text: str | None, count: int) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    from passerby.errors import InvalidArgumentError
+
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise InvalidArgumentError(f"{flag}: give {count} numbers with commas, not {text!r}")
+    return numbers
+
+
+def _print_written(target: Path, manifest: Manifest) -> None:
+    typer.echo(f"{target}: {manifest.name}, {manifest.precision}, {manifest.descriptor_dim} values, {manifest.metric}")
+    typer.echo(f"fingerprint {manifest.fingerprint}")
+    typer.echo(f"parity {_parity_summary(manifest.parity)}")
+
+
+def _parity_summary(parity: Parity | None) -> str:
+    if parity is None or not parity.rows:
+        return "not checked"
+    rows = parity.rows
+    masks = [row.mask_error for row in rows if row.mask_error is not None]
+    text = (
+        f"{'passed' if parity.passed else 'FAILED'} against {parity.reference}: "
+        f"{', '.join(sorted({row.runtime for row in rows}))}; batches {sorted({row.snippets for row in rows})}; "
+        f"relative L2 <= {max(row.relative_l2 for row in rows):.1e}, cosine >= {min(row.cosine for row in rows):.6f}"
+    )
+    return text + (f", masks <= {max(masks):.1e}" if masks else "")

@@ -1,0 +1,116 @@
+"""`passerby bundle wrap`: a bundle from an existing per-frame re-ID model, so that a server is useful on day one.
+
+One frame is one snippet (N = 1); a tracklet's descriptor is the mean over its frames.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from passerby.errors import FailedPreconditionError, InternalError, InvalidArgumentError
+from passerby_model.backends import Backend, BackendName, EncoderFormat, open_encoder
+from passerby_model.bundle import Input, Manifest, Parity, describe_file
+
+from .bundle import check_target, new_bundle, require_file, seal
+from .foreign import ForeignModel
+from .parity import LIMITS, check_encoder, sample_snippets
+from .spec import WrapSpec
+
+log = logging.getLogger(__name__)
+
+
+def wrap(model: Path, target: Path, spec: WrapSpec, *, force: bool = False) -> Manifest:
+    """Write a bundle of the per-frame model at `model` to `target`.
+
+    The wrapped encoder is compared, at batches 1, 2, 3 and 8, with the original run frame by frame by its own
+    runtime on input prepared in numpy; without passing, no bundle is written. The limits are those of fp32 whatever
+    the weights are stored in: the encoder has the same weights as the original.
+
+    Args:
+        model: `.onnx`, or the `.xml` of an OpenVINO IR.
+        target: the new bundle's folder.
+        spec: how the model wants its input.
+        force: replace a bundle at `target`.
+
+    Raises:
+        NotFoundError: no such model.
+        InvalidArgumentError: not a model that can be wrapped, or the spec does not fit it.
+        AlreadyExistsError: `target` exists and `force` is not given.
+        FailedPreconditionError: no open batch is possible, or the parity check failed.
+        ResourceExhaustedError: the disk is full.
+    """
+    require_file(model, "model")
+    check_target(target, force=force)
+    original = _open(model, spec)
+    with new_bundle(target, force=force) as folder:
+        encoder = original.write(folder)
+        input = Input(snippet_length=1, height=original.ports.height, width=original.ports.width)
+        runtimes = _runtimes(encoder, original.format)
+        parity = _prove(encoder, original, runtimes, input)
+        return seal(
+            folder,
+            name=spec.name,
+            architecture=f"wrapped:{spec.name}",
+            encoder=encoder.name,
+            precision=original.precision,
+            input=input,
+            descriptor_dim=_descriptor_dim(open_encoder(encoder, original.format, runtimes[0]), input),
+            metric=spec.bundle_metric,
+            parity=parity,
+            training=_origin(model, spec),
+        )
+
+
+def _open(model: Path, spec: WrapSpec) -> ForeignModel:
+    """The model by its file's format; the formats' packages are only imported when they are needed."""
+    if model.suffix == ".onnx":
+        from .wrap_onnx import OnnxModel
+
+        return OnnxModel(model, spec)
+    if model.suffix == ".xml":
+        from .wrap_openvino import OpenVinoModel
+
+        return OpenVinoModel(model, spec)
+    raise InvalidArgumentError(f"{model}: give an .onnx model or the .xml of an OpenVINO IR")
+
+
+def _runtimes(encoder: Path, format: EncoderFormat) -> tuple[BackendName, ...]:
+    """Where the encoder has to be right: its own runtime, and OpenVINO for ONNX, if that can load it at all."""
+    if format == "openvino":
+        return ("openvino",)
+    try:
+        open_encoder(encoder, format, "openvino")
+    except FailedPreconditionError as error:
+        if error.reason not in ("BACKEND_LOAD", "BACKEND_MISSING"):
+            raise
+        log.warning("not checked on OpenVINO, the server will use ONNX Runtime: %s", error.message)
+        return ("onnxruntime",)
+    return ("onnxruntime", "openvino")
+
+
+def _prove(encoder: Path, original: ForeignModel, runtimes: Sequence[BackendName], input: Input) -> Parity:
+    described = f"{original.path.name} frame by frame in its own runtime"
+    try:
+        return check_encoder(
+            encoder, original.format, runtimes, original.reference(), input, LIMITS["fp32"], described=described
+        )
+    except InternalError as error:
+        # The graph ran at batch 1 when it was made, so it is another batch that it cannot take.
+        raise FailedPreconditionError(
+            f"{original.path} cannot be made to take any batch size: {error.message}", reason="BATCH_NOT_OPEN"
+        ) from error
+
+
+def _descriptor_dim(backend: Backend, input: Input) -> int:
+    return int(backend.encode(sample_snippets(1, input, "noise")).descriptors.shape[1])
+
+
+def _origin(model: Path, spec: WrapSpec) -> dict[str, object]:
+    """What bundle.json says of where the weights come from."""
+    files = [model, model.with_suffix(".bin")] if model.suffix == ".xml" else [model]
+    return {
+        "wrapped": {path.name: describe_file(path).sha256 for path in files},
+        "spec": spec.model_dump(exclude_none=True),
+    }
