@@ -242,7 +242,7 @@ def _encode(distances: NDArray[np.float32], nearest: NDArray[np.int64], k1: int)
 def _mutual(nearest: NDArray[np.int64], block: NDArray[np.int64]) -> NDArray[np.bool_]:
     """bool (B, K): whether each neighbour of the items in `block` has them among its own nearest (M, K)."""
     back: NDArray[np.bool_] = nearest[nearest[block]] == block[:, None, None]
-    found: NDArray[np.bool_] = back.any(axis=2)
+    found: NDArray[np.bool_] = np.asarray(back.any(axis=2))
     return found
 
 
