@@ -1,0 +1,146 @@
+"""What the client's commands share: how to reach the server, and how results are shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
+    from rich.table import Table
+
+    from passerby_client import Client, RetryPolicy
+
+# A table that is piped has no terminal to measure: wide enough that nothing is cut.
+PIPED_WIDTH = 200
+
+Server = Annotated[
+    str, typer.Option("--server", envvar="PASSERBY_SERVER", metavar="HOST:PORT", help="The server to talk to.")
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-file",
+        envvar="PASSERBY_CA_FILE",
+        metavar="PEM",
+        help="Connect with TLS and trust the certificates in this file.",
+    ),
+]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Longest wait for one answer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON for machines.")]
+DEFAULT_SERVER = "127.0.0.1:50051"
+DEFAULT_TIMEOUT = 60.0
+
+
+def connect(
+    server: str, ca_file: Path | None = None, timeout: float = DEFAULT_TIMEOUT, *, retry: RetryPolicy | None = None
+) -> Client:
+    """A client for `server`. Raises NotFoundError when the certificates cannot be read."""
+    from passerby_client import Client
+
+    credentials = None
+    if ca_file is not None:
+        import grpc
+        from passerby.errors import NotFoundError
+
+        try:
+            credentials = grpc.ssl_channel_credentials(root_certificates=ca_file.read_bytes())
+        except OSError as error:
+            raise NotFoundError(f"{ca_file}: cannot be read: {error.strerror or error}") from error
+    return Client(server, timeout=timeout, credentials=credentials, retry=retry)
+
+
+def plain(message: Message) -> Any:
+    """`message` as JSON values: field names as in the API, times as RFC 3339, counts as numbers."""
+    from google.protobuf.json_format import MessageToDict
+
+    values = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    _unquote_integers(message, values)
+    return values
+
+
+def _unquote_integers(message: Message, values: dict[str, Any]) -> None:
+    """Protocol buffers write 64-bit numbers as strings, for JavaScript's sake; counts are far below 2**53."""
+    for field in message.DESCRIPTOR.fields:
+        if field.cpp_type == field.CPPTYPE_INT64 and isinstance(values.get(field.name), str):
+            values[field.name] = int(values[field.name])
+
+
+def print_json(value: Any) -> None:
+    """Writes `value` alone to standard output."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(table: Table) -> None:
+    """Writes a table to standard output, in full width when that is no terminal."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+
+
+def new_table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
+    """A plain table; the columns in `right` are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def print_fields(rows: dict[str, str]) -> None:
+    """Writes names and values, one a line."""
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        typer.echo(f"{name:<{width}}  {value}".rstrip())
+
+
+def local_time(time: Timestamp) -> str:
+    """`2026-11-21 09:14:03` in this machine's time zone; empty when unset (the API counts 1970 as unset)."""
+    if not (time.seconds or time.nanos):
+        return ""
+    return f"{time.ToDatetime(tzinfo=UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def time_span(start: Timestamp, end: Timestamp) -> str:
+    """When somebody was seen: `2026-11-21 09:14:03 - 09:14:07`; the end's date only where it is another."""
+    first, last = local_time(start), local_time(end)
+    if not last or first == last:
+        return first
+    return f"{first} - {last.removeprefix(first[:11])}"
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """ISO 8601; without a zone this machine's. Raises typer.BadParameter for anything else."""
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a time such as 2026-11-21T09:14, with +01:00 or Z for a zone"
+        ) from None
+    return time if time.utcoffset() is not None else time.astimezone()
+
+
+def parse_labels(pairs: list[str]) -> dict[str, str]:
+    """`KEY=VALUE` of each pair. Raises typer.BadParameter for anything else."""
+    labels = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def last_part(name: str) -> str:
+    """`t1` of `galleries/g/tracklets/t1`."""
+    return name.rpartition("/")[2]

@@ -1,0 +1,193 @@
+"""`passerby search`: a query's frames or a stored tracklet -> ranked hits as a table, JSON and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from passerby_client.commands._common import (
+    DEFAULT_SERVER,
+    DEFAULT_TIMEOUT,
+    AsJson,
+    CaFile,
+    Server,
+    Timeout,
+    connect,
+    last_part,
+    new_table,
+    parse_labels,
+    parse_time,
+    plain,
+    print_json,
+    print_table,
+    time_span,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from passerby.v1.search_service_pb2 import SearchHit, SearchTrackletsResponse
+    from rich.table import Table
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+
+
+def search(
+    gallery: Annotated[str, typer.Option("--gallery", "-g", metavar="GALLERY", help="Id of the gallery.")],
+    more_frames: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Further frames: --frames q/*.jpg works.")
+    ] = None,
+    frames: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Query: images, or a folder of them, in order of their names."),
+    ] = None,
+    tracklet: Annotated[str | None, typer.Option(metavar="NAME", help="Query: a tracklet of the gallery.")] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", metavar="N", help="Hits to show.")] = 10,
+    camera: Annotated[
+        list[str] | None, typer.Option(metavar="CAMERA", help="Only hits of this camera; may be repeated.")
+    ] = None,
+    exclude_camera: Annotated[
+        list[str] | None, typer.Option(metavar="CAMERA", help="No hits of this camera; may be repeated.")
+    ] = None,
+    after: Annotated[str | None, typer.Option(metavar="TIME", help="Seen at or after (ISO 8601).")] = None,
+    before: Annotated[str | None, typer.Option(metavar="TIME", help="Seen before.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only with this label; may be repeated.")
+    ] = None,
+    identity: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only hits of this identity; may be repeated.")
+    ] = None,
+    group: Annotated[bool, typer.Option("--group", help="One hit for each identity.")] = False,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank the best candidates (k-reciprocal).")] = False,
+    query_camera: Annotated[str, typer.Option(metavar="CAMERA", help="Camera of the query's frames.")] = "",
+    exclude_query_camera: Annotated[
+        bool, typer.Option("--exclude-query-camera", help="No hits of the query's own camera.")
+    ] = False,
+    max_frames: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Send at most N frames, evenly spaced; 0 sends all.")
+    ] = 0,
+    identity_of_query: Annotated[
+        str, typer.Option(metavar="ID", help="Who the query is, where known: marks right and wrong hits.")
+    ] = "",
+    picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw query and hits.")] = None,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Draw where the model looks, if it has masks.")] = False,
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Find where and when a person was seen."""
+    paths = [*(frames or []), *(more_frames or [])]
+    if bool(paths) == (tracklet is not None):
+        raise typer.BadParameter("give either frames or a tracklet", param_hint="'--frames' / '--tracklet'")
+    name = _tracklet_name(gallery, tracklet) if tracklet is not None else None
+    files = _evenly(_images(paths), max_frames)
+    with connect(server, ca_file, timeout) as client:
+        answer = client.search(
+            gallery,
+            frames=files if paths else None,
+            tracklet=name,
+            top_k=top_k,
+            cameras=camera or (),
+            exclude_cameras=exclude_camera or (),
+            start_time=parse_time(after),
+            end_time=parse_time(before),
+            labels=parse_labels(label or []),
+            identities=identity or (),
+            group_by_identity=group,
+            rerank=rerank,
+            query_camera=query_camera,
+            exclude_query_camera=exclude_query_camera,
+            thumbnails=picture is not None,
+        )
+        if picture is not None:
+            from passerby_client.commands._result_picture import save_picture
+
+            save_picture(
+                picture,
+                client,
+                gallery,
+                answer,
+                frames=files,
+                tracklet=name,
+                identity=identity_of_query,
+                camera=query_camera,
+                overlay=overlay,
+            )
+    if as_json:
+        print_json(_as_json(answer))
+    else:
+        print_table(_table(answer, grouped=group))
+    if picture is not None:
+        typer.echo(f"picture: {picture}", err=True)
+
+
+def _tracklet_name(gallery: str, tracklet: str) -> str:
+    from passerby.names import tracklet_name
+
+    return tracklet if "/" in tracklet else tracklet_name(last_part(gallery), tracklet)
+
+
+def _images(paths: Sequence[Path]) -> list[Path]:
+    """The images at `paths`; a folder stands for those in it, sorted by name, without sidecars such as `1.mask.png`."""
+    from passerby.errors import NotFoundError
+
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and "." not in p.stem]
+        if not inside:
+            raise NotFoundError(
+                f"{path}: holds no images; a query is one tracklet: a folder of JPEG, PNG or WebP files"
+            )
+        found += inside
+    return found
+
+
+def _evenly(files: list[Path], count: int) -> list[Path]:
+    """At most `count` of `files`, evenly spaced; all of them for a count of 0."""
+    if not count or len(files) <= count:
+        return files
+    return [files[(2 * i + 1) * len(files) // (2 * count)] for i in range(count)]
+
+
+def _as_json(answer: SearchTrackletsResponse) -> object:
+    for hit in answer.hits:
+        hit.ClearField("thumbnail")  # pictures go into the picture
+    values = plain(answer)
+    for rank, hit in enumerate(values["hits"], start=1):
+        del hit["thumbnail"]
+        values["hits"][rank - 1] = {"rank": rank, **hit}
+    return values
+
+
+def _table(answer: SearchTrackletsResponse, *, grouped: bool) -> Table:
+    decided = any(hit.decision for hit in answer.hits)
+    columns = ["rank", "identity", "camera", "seen", "distance"]
+    columns += ["re-ranked"] * answer.reranked + ["decision"] * decided + ["tracklet"] + ["more"] * grouped
+    table = new_table(*columns, right=("rank", "distance", "re-ranked", "more"))
+    for rank, hit in enumerate(answer.hits, start=1):
+        table.add_row(*_row(rank, hit, answer.reranked, decided, grouped))
+    if not answer.hits:
+        table.caption = "no hits"
+    return table
+
+
+def _row(rank: int, hit: SearchHit, reranked: bool, decided: bool, grouped: bool) -> list[str]:
+    from passerby.v1.search_service_pb2 import Decision
+
+    found = hit.tracklet
+    row = [str(rank), found.identity_id or "unknown", found.camera_id, time_span(found.start_time, found.end_time)]
+    row.append(f"{hit.distance:.4f}")
+    if reranked:
+        row.append(f"{hit.reranked_distance:.4f}" if hit.HasField("reranked_distance") else "")
+    if decided:
+        row.append(Decision.Name(hit.decision).removeprefix("DECISION_").lower().replace("_", " "))
+    row.append(last_part(found.name))
+    if grouped:
+        row.append(f"+{len(hit.siblings)}")
+    return row

@@ -1,0 +1,151 @@
+"""`passerby tracklet list|show|delete|assign`."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from passerby_client.commands._common import (
+    DEFAULT_SERVER,
+    DEFAULT_TIMEOUT,
+    AsJson,
+    CaFile,
+    Server,
+    Timeout,
+    connect,
+    last_part,
+    local_time,
+    new_table,
+    parse_labels,
+    parse_time,
+    plain,
+    print_fields,
+    print_json,
+    print_table,
+    time_span,
+)
+
+if TYPE_CHECKING:
+    from passerby.v1.resources_pb2 import Tracklet
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="List, show and delete tracklets; assign identities.",
+)
+
+Gallery = Annotated[str, typer.Option("--gallery", "-g", metavar="GALLERY", help="Id of the gallery.")]
+Name = Annotated[str, typer.Argument(metavar="TRACKLET", help="galleries/GALLERY/tracklets/TRACKLET")]
+
+
+@app.command("list")
+def list_(
+    gallery: Gallery,
+    camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be repeated.")] = None,
+    exclude_camera: Annotated[list[str] | None, typer.Option(help="Not this camera; may be repeated.")] = None,
+    identity: Annotated[list[str] | None, typer.Option(help="Only this identity; may be repeated.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only with this label.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="TIME", help="Seen at or after (ISO 8601).")] = None,
+    before: Annotated[str | None, typer.Option(metavar="TIME", help="Seen before.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 100,
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """List tracklets in the order in which they were stored."""
+    with connect(server, ca_file, timeout) as client:
+        tracklets = client.list_tracklets(
+            gallery,
+            cameras=camera or (),
+            exclude_cameras=exclude_camera or (),
+            identities=identity or (),
+            labels=parse_labels(label or []),
+            start_time=parse_time(after),
+            end_time=parse_time(before),
+        )
+        # One more than asked for, to know whether there are more.
+        found = list(itertools.islice(tracklets, limit + 1) if limit else tracklets)
+    more = bool(limit) and len(found) > limit
+    found = found[:limit] if limit else found
+    if as_json:
+        print_json([plain(tracklet) for tracklet in found])
+        return
+    table = new_table("tracklet", "identity", "camera", "seen", "frames", right=("frames",))
+    for tracklet in found:
+        seen = time_span(tracklet.start_time, tracklet.end_time)
+        frames = str(tracklet.frame_count)
+        table.add_row(last_part(tracklet.name), tracklet.identity_id, tracklet.camera_id, seen, frames)
+    print_table(table)
+    if more:
+        typer.echo(f"there are more than {limit}: --limit 0 lists all", err=True)
+
+
+@app.command()
+def show(
+    tracklet: Name,
+    thumbnail: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save its thumbnail (JPEG).")] = None,
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Show one tracklet."""
+    with connect(server, ca_file, timeout) as client:
+        answer = client.get_tracklet(tracklet, thumbnail=thumbnail is not None)
+    if thumbnail is not None:
+        thumbnail.write_bytes(answer.thumbnail)
+    _print(answer.tracklet, as_json)
+
+
+@app.command()
+def delete(
+    tracklet: Name,
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Delete one tracklet."""
+    with connect(server, ca_file, timeout) as client:
+        client.delete_tracklet(tracklet)
+    if as_json:
+        print_json({"deleted": tracklet})
+    else:
+        typer.echo("deleted")
+
+
+@app.command()
+def assign(
+    tracklet: Name,
+    identity: Annotated[str, typer.Argument(help="Whom it shows; an empty text takes an assignment back.")],
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Say whom a tracklet shows."""
+    with connect(server, ca_file, timeout) as client:
+        stored = client.assign_identity(tracklet, identity)
+    _print(stored, as_json)
+
+
+def _print(tracklet: Tracklet, as_json: bool) -> None:
+    if as_json:
+        print_json(plain(tracklet))
+        return
+    print_fields(
+        {
+            "tracklet": tracklet.name,
+            "identity": tracklet.identity_id or "unknown",
+            "camera": tracklet.camera_id,
+            "seen": time_span(tracklet.start_time, tracklet.end_time) or "at an unknown time",
+            "frames": str(tracklet.frame_count),
+            "stored": local_time(tracklet.create_time),
+            "labels": ", ".join(f"{key}={value}" for key, value in sorted(tracklet.labels.items())),
+        }
+    )
