@@ -131,12 +131,17 @@ def load(path: Path, *, architecture: Architecture | None = None) -> Checkpoint:
             metadata=content["metadata"],
             training=content["training"],
         )
-    state = content.get("state_dict", content)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InvalidArgumentError(
-            f"{path}: neither a checkpoint of passerby nor a state dict of the COSAM authors' code"
-        )
-    return import_reference(state, architecture)
+    return import_reference(_tensors(path, content), architecture)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A bare state dict (or one under "state_dict") from a .pt, .pth or .safetensors file, on the CPU.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidArgumentError: damaged, or something else than named tensors.
+    """
+    return _tensors(path, _read(path))
 
 
 def import_reference(state: Mapping[str, Tensor], architecture: Architecture | None = None) -> Checkpoint:
@@ -239,6 +244,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvalidArgumentError(f"{path}: holds {type(content).__name__}, not a checkpoint")
     return content
+
+
+def _tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InvalidArgumentError(
+            f"{path}: neither a checkpoint of passerby nor a state dict (such as the COSAM authors' code writes)"
+        )
+    return state
 
 
 def _from_reference(key: str, backbone: BackboneName) -> str:

@@ -1,0 +1,222 @@
+"""Training clips: which frames, how they are changed, and how they come from disk in time (numpy + Pillow).
+
+Source: the reference's `video_loader.py` (N consecutive frames, uniform start; its start is off by one, [0, L-N] is
+right) and `transforms.py` (Random2DTranslation: with p 0.5 resize, else enlarge by 9/8 and crop; mirror with p 0.5).
+Erasing, colour, grey and blur are additions, off by default.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from passerby_model import preprocess
+from passerby_model.datasets import Tracklet
+from passerby_model.train_config import Augmentation
+
+ENLARGED = 9 / 8  # 288 x 144 for 256 x 128
+# Random erasing (Zhong et al., arXiv 1708.04896): share of the area and aspect ratio of the rectangle.
+ERASED_AREA, ERASED_ASPECT = (0.02, 0.4), 3.3
+# At strength 1: spread of the logarithms of light and of each colour channel, of gamma, contrast and saturation.
+COLOUR_SPREAD, TONE_SPREAD = 0.35, 0.35
+_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def clip_indices(frame_count: int, snippet_length: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """int64 (N,): N consecutive frames with a uniform start in [0, L-N]; a shorter tracklet repeats cyclically."""
+    if frame_count < snippet_length:
+        return np.arange(snippet_length, dtype=np.int64) % frame_count
+    start = int(generator.integers(0, frame_count - snippet_length + 1))
+    return np.arange(start, start + snippet_length, dtype=np.int64)
+
+
+class FrameStore:
+    """Decoded frames, kept in memory up to a limit; beyond it they are decoded anew each time.
+
+    Frames larger than the enlarged training size are kept at that size. Safe to use from several threads.
+    """
+
+    def __init__(self, height: int, width: int, cache_bytes: int) -> None:
+        self._largest = (round(height * ENLARGED), round(width * ENLARGED))
+        self._free = cache_bytes
+        self._cache: dict[Path, NDArray[np.uint8]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: Path) -> NDArray[np.uint8]:
+        """uint8 (h, w, 3) RGB.
+
+        Raises:
+            NotFoundError, InvalidArgumentError: the file is missing or no image; the message names it.
+        """
+        cached = self._cache.get(path)
+        if cached is not None:
+            return cached
+        image = preprocess.read_image(path)
+        if image.shape[0] > self._largest[0] and image.shape[1] > self._largest[1]:
+            image = preprocess.resize(image, *self._largest)
+        with self._lock:
+            if path not in self._cache and image.nbytes <= self._free:
+                self._free -= image.nbytes
+                self._cache[path] = image
+        return image
+
+
+class ClipBuilder:
+    """Augmented clips of tracklets. A clip depends on (seed, iteration, place in the batch) alone."""
+
+    def __init__(
+        self,
+        tracklets: Sequence[Tracklet],
+        store: FrameStore,
+        augmentation: Augmentation,
+        snippet_length: int,
+        size: tuple[int, int],
+        seed: int = 0,
+    ) -> None:
+        self._tracklets, self._store, self._augmentation = tracklets, store, augmentation
+        self._length, self._size, self._seed = snippet_length, size, seed
+
+    def batch(self, members: NDArray[np.int64], iteration: int, rank: int = 0) -> NDArray[np.uint8]:
+        """One clip of each tracklet of `members` (M,): uint8 (M, N, H, W, 3)."""
+        return np.stack(
+            [
+                self.clip(int(member), np.random.default_rng([self._seed, iteration, rank, place]))
+                for place, member in enumerate(members)
+            ]
+        )
+
+    def clip(self, member: int, generator: np.random.Generator) -> NDArray[np.uint8]:
+        """uint8 (N, H, W, 3): N frames of a tracklet, augmented."""
+        frames = self._tracklets[member].frames
+        images = [self._store.get(frames[i]) for i in clip_indices(len(frames), self._length, generator)]
+        return augment(images, self._size, self._augmentation, generator)
+
+
+def augment(
+    images: Sequence[NDArray[np.uint8]],
+    size: tuple[int, int],
+    options: Augmentation,
+    generator: np.random.Generator,
+) -> NDArray[np.uint8]:
+    """Resize and change the frames of one clip.
+
+    Args:
+        images: N frames, uint8 (h, w, 3) of any size.
+        size: (H, W) of the result.
+        options: probabilities and strengths.
+        generator: the only source of chance.
+
+    Returns:
+        uint8 (N, H, W, 3).
+    """
+    if options.blur and generator.random() < options.blur:
+        images = _coarse(images, size, generator.uniform(1 / 3, 0.9))
+    moves = [_draw_move(options, generator) for _ in images]
+    if options.per_clip:
+        moves = [moves[0]] * len(moves)
+    clip = np.stack([_moved(image, size, *move) for image, move in zip(images, moves, strict=True)])
+    if options.colour:
+        clip = recolour(clip, options.colour, generator)
+    if options.grey and generator.random() < options.grey:
+        clip = np.repeat((clip @ _GREY).astype(np.uint8)[..., None], 3, axis=-1)
+    if options.erase:
+        for frame in clip:
+            if generator.random() < options.erase:
+                erase(frame, generator)
+    return clip
+
+
+def recolour(clip: NDArray[np.uint8], strength: float, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Another camera's light, white balance, gamma, contrast and saturation, the same for all frames of a clip.
+
+    Args:
+        clip: uint8 (N, H, W, 3).
+        strength: 0..1.
+        generator: the source of chance.
+
+    Returns:
+        uint8 (N, H, W, 3).
+    """
+    gain = np.exp(generator.normal(0, COLOUR_SPREAD * strength, 3) + generator.normal(0, COLOUR_SPREAD * strength))
+    gamma, contrast, saturation = np.exp(generator.normal(0, TONE_SPREAD * strength, 3))
+    levels = (np.arange(256)[:, None] / 255) ** gamma * gain
+    middle = levels[clip[0, ..., 1]].mean()
+    table = np.clip((levels - middle) * contrast + middle, 0, 1).astype(np.float32) * 255
+    out = np.stack([table[:, channel][clip[..., channel]] for channel in range(3)], axis=-1)
+    grey = (out @ _GREY)[..., None]
+    return np.clip(grey + (out - grey) * np.float32(saturation), 0, 255).astype(np.uint8)
+
+
+def erase(frame: NDArray[np.uint8], generator: np.random.Generator, attempts: int = 20) -> None:
+    """Fill a random rectangle of a frame uint8 (H, W, 3), in place, with ImageNet's mean (0 once normalised)."""
+    height, width = frame.shape[:2]
+    for _ in range(attempts):
+        area = generator.uniform(*ERASED_AREA) * height * width
+        aspect = math.exp(generator.uniform(-math.log(ERASED_ASPECT), math.log(ERASED_ASPECT)))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < h < height and 0 < w < width:
+            top, left = int(generator.integers(0, height - h + 1)), int(generator.integers(0, width - w + 1))
+            frame[top : top + h, left : left + w] = np.round(255 * np.array(preprocess.IMAGENET_MEAN))
+            return
+
+
+def prefetched(jobs: Iterable[Job], work: Callable[[Job], Result], workers: int) -> Iterator[tuple[Job, Result]]:
+    """(job, work(job)) in order, with the next jobs already under way in threads.
+
+    Pillow and numpy release the interpreter lock while they decode, resize and index, so threads are enough.
+    """
+    pending: deque[tuple[Job, Future[Result]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="clips")
+    try:
+        for job in jobs:
+            pending.append((job, pool.submit(work, job)))
+            if len(pending) > workers:
+                done, future = pending.popleft()
+                yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _draw_move(options: Augmentation, generator: np.random.Generator) -> tuple[bool, float, float, bool]:
+    """(enlarge?, vertical and horizontal place of the crop in [0, 1), mirror?)."""
+    enlarge = bool(generator.random() < options.crop)
+    down, across = generator.random(2)
+    return enlarge, float(down), float(across), bool(generator.random() < options.flip)
+
+
+def _moved(
+    image: NDArray[np.uint8], size: tuple[int, int], enlarge: bool, down: float, across: float, mirror: bool
+) -> NDArray[np.uint8]:
+    height, width = size
+    if enlarge:
+        large = preprocess.resize(image, round(height * ENLARGED), round(width * ENLARGED))
+        top = int(down * (large.shape[0] - height + 1))
+        left = int(across * (large.shape[1] - width + 1))
+        frame = large[top : top + height, left : left + width]
+    else:
+        frame = preprocess.resize(image, height, width)
+    return frame[:, ::-1] if mirror else frame
+
+
+def _coarse(images: Sequence[NDArray[np.uint8]], size: tuple[int, int], share: float) -> list[NDArray[np.uint8]]:
+    """The frames as a camera with `share` of the pixels in each direction would have seen them."""
+    width, height = max(1, round(size[1] * share)), max(1, round(size[0] * share))
+    return [
+        np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR), dtype=np.uint8)
+        for image in images
+    ]

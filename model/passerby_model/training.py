@@ -1,0 +1,393 @@
+"""The training loop: cross-entropy with label smoothing + batch-hard triplet, P x K batches, exact resume.
+
+Source: the reference's `main_video_person_reid.py` (InnovArul/vidreid_cosegmentation): both losses with weight 1, Adam,
+step schedule. Order of chance: batches depend on (seed, epoch), clips on (seed, iteration), weights on the seed, so a
+run that was interrupted goes on exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from passerby.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
+from torch import Tensor, nn
+
+from passerby_model import checkpoint, clips, losses, validation, warm_start
+from passerby_model.backbones import Backbone
+from passerby_model.embed import normalised
+from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
+from passerby_model.sampler import IdentitySampler
+from passerby_model.train_config import TrainConfig, parse
+from passerby_model.training_data import TrainingData, gather
+
+LAST, BEST, FINAL, LOG, CONFIG = "last.pt", "best.pt", "final.pt", "log.jsonl", "config.json"
+WARMUP_START = 0.01
+_GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one iteration did; both losses without their weights.
+
+    iteration counts from 1: how many have been done; epoch from 0. accuracy: share of the clips whose identity the
+    classifier got right, in [0, 1]. seconds: of wall clock since the last iteration, wait_seconds of them spent
+    waiting for clips.
+    """
+
+    iteration: int
+    epoch: int
+    lr: float
+    cross_entropy: float
+    triplet: float
+    accuracy: float
+    clips: int
+    seconds: float
+    wait_seconds: float
+
+    @property
+    def loss(self) -> float:
+        return self.cross_entropy + self.triplet
+
+
+class Reporter(Protocol):
+    """Where progress goes."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line of its own."""
+
+    def step(self, step: Step, total: int) -> None:
+        """After every iteration."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended: iterations done, whether that is all of them, the file to use, the last validation."""
+
+    iterations: int
+    finished: bool
+    checkpoint: Path
+    validation: validation.Validation | None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    epoch: int
+    iteration: int
+    members: NDArray[np.int64]
+    ends_epoch: bool
+
+
+def train(
+    config: TrainConfig,
+    out: Path,
+    *,
+    reporter: Reporter,
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainResult:
+    """Train and leave `final.pt` (and `best.pt` with validation) in `out`.
+
+    Args:
+        config: what to compute.
+        out: folder for checkpoints, `log.jsonl` and `config.json`; made if need be.
+        reporter: told about every step.
+        resume: go on from `last.pt` in `out`.
+        stop: asked before every iteration; true ends the run with a saved checkpoint.
+
+    Raises:
+        AlreadyExistsError: `out` holds a run and `resume` was not asked for.
+        FailedPreconditionError: nothing to resume, or another run; the loss is no longer finite.
+        InvalidArgumentError, NotFoundError: data or weights are not as the configuration says.
+    """
+    if (out / LAST).exists() and not resume:
+        raise AlreadyExistsError(f"{out} holds a training run; --resume goes on with it, or choose another folder")
+    if resume and not (out / LAST).exists():
+        raise FailedPreconditionError(f"{out / LAST}: nothing to resume; start without --resume")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data = gather(config)
+    reporter.message(str(data))
+    run = _Run(config, data, out, reporter)
+    if resume:
+        run.resume()
+    else:
+        run.start()
+    return run.loop(stop)
+
+
+class _Run:
+    """State of one run between iterations."""
+
+    def __init__(self, config: TrainConfig, data: TrainingData, out: Path, reporter: Reporter) -> None:
+        self.config, self.data, self.out, self.reporter = config, data, out, reporter
+        mixed = {"none": "no"}.get(config.amp, config.amp)
+        self.accelerator = Accelerator(mixed_precision=mixed)
+        self.architecture = Architecture.parse(
+            config.architecture, snippet_length=config.snippet_length, height=config.height, width=config.width
+        )
+        self.sampler = IdentitySampler(
+            data.labels, config.identities_per_batch, config.tracklets_per_identity, config.seed, data.repeats
+        )
+        self.total = config.iterations or config.epochs * self.sampler.batches_per_epoch
+        self.iteration = 0
+        self.best: float | None = None
+        self.last_validation: validation.Validation | None = None
+        self._validated_at = -1
+        self.store = clips.FrameStore(config.height, config.width, int(config.cache_gib * _GIB))
+
+    def start(self) -> None:
+        """Fresh weights, or those that the configuration names."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(self.config.seed)
+        model = Classifier(TrackletEncoder(self.architecture), len(self.data.names))
+        taken: set[str] = set()
+        if self.config.pretrained:
+            state = warm_start.imagenet_state(self.architecture.backbone, self.config.pretrained)
+            taken |= self._take(model, state, f"ImageNet weights {self.config.pretrained}")
+        if self.config.init:
+            state = warm_start.checkpoint_state(self.config.init, same_identities=False)
+            taken |= self._take(model, state, str(self.config.init))
+        self._prepare(model, taken)
+        if self.accelerator.is_main_process:
+            (self.out / CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n")
+            (self.out / LOG).write_text("")
+
+    def resume(self) -> None:
+        """Weights, optimiser and place in the schedule of `last.pt`."""
+        saved = checkpoint.load(self.out / LAST)
+        if saved.training is None or saved.metadata.get("identities") != list(self.data.names):
+            raise FailedPreconditionError(
+                f"{self.out / LAST} was trained on other identities; resume with the data of that run"
+            )
+        if saved.architecture != self.architecture:
+            raise FailedPreconditionError(f"{self.out / LAST} is a {saved.architecture.name}; resume with that")
+        self._report_changes(saved.metadata["config"])
+        model = Classifier(TrackletEncoder(self.architecture), len(self.data.names))
+        checkpoint.check_state(saved.state, model, self.architecture)
+        model.load_state_dict(saved.state)
+        self._prepare(model, set(saved.training["taken"]))
+        self.optimizer.load_state_dict(saved.training["optimizer"])
+        if self.accelerator.scaler is not None and saved.training["scaler"]:
+            self.accelerator.scaler.load_state_dict(saved.training["scaler"])
+        self.iteration, self.best = saved.metadata["iteration"], saved.metadata["best"]
+        self._cut_log()
+        self.reporter.message(f"resumed at iteration {self.iteration} of {self.total}")
+
+    def loop(self, stop: Callable[[], bool]) -> TrainResult:
+        """Iterate until the end, or until `stop` says so."""
+        self._set_mode()
+        saved_at = began = time.monotonic()
+        for batch, frames in clips.prefetched(self._plan(), self._load, self.config.workers):
+            if stop():
+                break
+            waited = time.monotonic() - began
+            step = self._step(batch, frames, began, waited)
+            self._log({**asdict(step), "loss": step.loss})
+            self.reporter.step(step, self.total)
+            self._end_epoch(batch)
+            if time.monotonic() - saved_at > 60 * self.config.save_minutes:
+                self._save(LAST)
+                saved_at = time.monotonic()
+            began = time.monotonic()
+        self._save(LAST)
+        finished = self.iteration >= self.total
+        if finished:
+            if self._validated_at != self.iteration:
+                self._validate()
+            self._save(FINAL)
+        return TrainResult(self.iteration, finished, self.out / (FINAL if finished else LAST), self.last_validation)
+
+    def _plan(self) -> Iterator[_Batch]:
+        """Batches from the current iteration on; those before are drawn and passed over."""
+        iteration, epoch, done = 0, 0, self.iteration
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        while iteration < self.total:
+            groups = self.sampler.epoch(epoch)
+            places = range(0, len(groups) - processes + 1, processes)
+            for place in places:
+                if done <= iteration < self.total:
+                    yield _Batch(epoch, iteration, groups[place + rank], place == places[-1])
+                iteration += 1
+            epoch += 1
+
+    def _load(self, batch: _Batch) -> NDArray[np.uint8]:
+        return self.builder.batch(batch.members, batch.iteration, self.accelerator.process_index)
+
+    def _step(self, batch: _Batch, frames: NDArray[np.uint8], began: float, waited: float) -> Step:
+        config = self.config
+        rate = learning_rate(config, batch.iteration, batch.epoch, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        device = self.accelerator.device
+        labels = torch.from_numpy(self.data.labels[batch.members]).to(device)
+        with self.accelerator.autocast():
+            descriptors, logits = self.model(normalised(torch.from_numpy(frames).to(device)))
+        entropy = losses.cross_entropy(logits.float(), labels, config.label_smoothing)
+        triplet = losses.batch_hard_triplet(descriptors.float(), labels, config.margin)
+        loss = entropy + config.triplet_weight * triplet
+        self._check_finite(loss, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        if config.gradient_clip:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        self.iteration = batch.iteration + 1
+        accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
+        return Step(
+            iteration=self.iteration,
+            epoch=batch.epoch,
+            lr=rate,
+            cross_entropy=entropy.item(),
+            triplet=triplet.item(),
+            accuracy=accuracy,
+            clips=len(frames),
+            seconds=time.monotonic() - began,
+            wait_seconds=waited,
+        )
+
+    def _check_finite(self, loss: Tensor, batch: _Batch) -> None:
+        if not math.isfinite(loss.item()):
+            raise FailedPreconditionError(
+                f"the loss is {loss.item()} at iteration {batch.iteration}; lower lr, add warmup_iterations or set "
+                f"gradient_clip. {self.out / LAST} holds the last good state"
+            )
+
+    def _end_epoch(self, batch: _Batch) -> None:
+        """Validate when an epoch that asks for it has just ended."""
+        if batch.ends_epoch and (batch.epoch + 1) % self.config.val_every == 0:
+            self._validate()
+
+    def _validate(self) -> None:
+        if not self.data.validation or not self.accelerator.is_main_process:
+            return
+        encoder = self._plain().encoder.eval()
+        result = validation.validate(
+            encoder, self.data.validation, self.config.val_snippets, self.store.get, self.accelerator.device
+        )
+        self._set_mode()
+        self.last_validation, self._validated_at = result, self.iteration
+        self._log({"iteration": self.iteration, "validation": asdict(result)})
+        self.reporter.message(f"iteration {self.iteration}: validation {result}")
+        if self.best is None or result.mean_average_precision > self.best:
+            self.best = result.mean_average_precision
+            self._save(BEST)
+
+    def _prepare(self, model: Classifier, taken: set[str]) -> None:
+        """Freeze, group the parameters, and hand model and optimiser to the device."""
+        config = self.config
+        for stage in config.freeze:
+            getattr(model.encoder.backbone, stage).requires_grad_(False)
+        model = model.to(memory_format=torch.channels_last)
+        old = [p for name, p in model.named_parameters() if p.requires_grad and name in taken]
+        new = [p for name, p in model.named_parameters() if p.requires_grad and name not in taken]
+        factor = config.new_layers_lr_factor if old else 1.0
+        groups = [{"params": old, "factor": 1.0}, {"params": new, "factor": factor}]
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind([g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay)
+        self.taken = taken
+        self.model: nn.Module
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.builder = clips.ClipBuilder(
+            self.data.tracklets,
+            self.store,
+            config.augmentation,
+            config.snippet_length,
+            (config.height, config.width),
+            config.seed,
+        )
+
+    def _set_mode(self) -> None:
+        """Train mode, but for frozen stages, whose batch statistics stay as they are."""
+        self.model.train()
+        backbone: Backbone = self._plain().encoder.backbone
+        for stage in self.config.freeze:
+            getattr(backbone, stage).eval()
+
+    def _plain(self) -> Classifier:
+        model: Classifier = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def _take(self, model: Classifier, state: dict[str, Tensor], source: str) -> set[str]:
+        try:
+            report = warm_start.take_matching(model, state)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{source}: {error.message}") from error
+        self.reporter.message(f"{source}: {report}")
+        return set(report.taken)
+
+    def _save(self, name: str) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        training = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "taken": sorted(self.taken),
+        }
+        metadata = {
+            "config": self.config.model_dump(mode="json"),
+            "iteration": self.iteration,
+            "best": self.best,
+            "identities": list(self.data.names),
+            "data": self.data.summary(),
+            "validation": asdict(self.last_validation) if self.last_validation else None,
+        }
+        # Contiguous copies: channels-last strides are this process's business, not the file's.
+        state = {key: value.detach().cpu().contiguous() for key, value in self._plain().state_dict().items()}
+        saved = checkpoint.Checkpoint(
+            self.architecture, len(self.data.names), state, metadata, training if name == LAST else None
+        )
+        checkpoint.save(self.out / name, saved)
+
+    def _log(self, values: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with (self.out / LOG).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(values) + "\n")
+
+    def _cut_log(self) -> None:
+        """Forget what was logged after the checkpoint: these iterations come again."""
+        path = self.out / LOG
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["iteration"] <= self.iteration]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def _report_changes(self, before: dict[str, Any]) -> None:
+        now = self.config.model_dump(mode="json")
+        changed = [key for key, value in now.items() if before.get(key) != value]
+        if changed:
+            self.reporter.message(f"differs from the run so far: {', '.join(changed)}")
+
+
+def learning_rate(config: TrainConfig, iteration: int, epoch: int, total: int) -> float:
+    """The rate of an iteration (0-based): schedule times linear warm-up."""
+    rate = config.lr
+    if config.schedule == "step":
+        rate *= config.step_factor ** (epoch // config.step_epochs)
+    elif config.schedule == "cosine":
+        share = max(0, iteration - config.warmup_iterations) / max(1, total - config.warmup_iterations)
+        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    if iteration < config.warmup_iterations:
+        rate *= WARMUP_START + (1 - WARMUP_START) * iteration / config.warmup_iterations
+    return rate
+
+
+def read_config(out: Path) -> TrainConfig:
+    """The configuration of the run in `out`.
+
+    Raises:
+        FailedPreconditionError: no run there.
+    """
+    path = out / CONFIG
+    if not path.is_file():
+        raise FailedPreconditionError(f"{path}: no training run in this folder")
+    return parse(json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,106 @@
+"""What a run trains and validates on: the tracklets of all sources, with classes 0..C-1."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from passerby.errors import InvalidArgumentError
+
+from passerby_model import datasets
+from passerby_model.datasets import Tracklet
+from passerby_model.train_config import DataSource, TrainConfig
+
+_VALIDATION_STREAM = 0x76616C  # keeps this choice apart from other uses of the seed
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Tracklets to train on, their classes, and tracklets of held-out identities.
+
+    names: of each class, "source number/identity"; repeats: visits of each class in an epoch.
+    """
+
+    tracklets: tuple[Tracklet, ...]
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+    repeats: tuple[int, ...]
+    validation: tuple[Tracklet, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, for the checkpoint's record."""
+        return {
+            "identities": len(self.names),
+            "tracklets": len(self.tracklets),
+            "frames": sum(len(tracklet.frames) for tracklet in self.tracklets),
+            "validation_tracklets": len(self.validation),
+        }
+
+    def __str__(self) -> str:
+        counts = self.summary()
+        held = len({tracklet.identity for tracklet in self.validation})
+        text = f"{counts['identities']} identities, {counts['tracklets']} tracklets, {counts['frames']} frames"
+        return f"{text}; {held} identities held out for validation" if held else text
+
+
+def gather(config: TrainConfig) -> TrainingData:
+    """Read all sources of a configuration.
+
+    Validation identities are named "source number/identity" too, so that those of two sources never meet.
+
+    Raises:
+        NotFoundError, InvalidArgumentError: see `datasets.read`; or nobody is left to train on.
+    """
+    generator = np.random.default_rng([config.seed, _VALIDATION_STREAM])
+    tracklets: list[Tracklet] = []
+    held: list[Tracklet] = []
+    repeats: dict[str, int] = {}
+    for number, source in enumerate(config.data):
+        found = [_renamed(tracklet, number) for tracklet in _read(source)]
+        identities = sorted({tracklet.identity for tracklet in found})
+        count = round(config.val_identities * len(identities))
+        chosen = {identities[i] for i in generator.permutation(len(identities))[:count]}
+        held.extend(tracklet for tracklet in found if tracklet.identity in chosen)
+        tracklets.extend(tracklet for tracklet in found if tracklet.identity not in chosen)
+        repeats.update({name: source.repeat for name in identities if name not in chosen})
+    if not tracklets:
+        raise InvalidArgumentError("no identity is left to train on; lower val_identities or add data")
+    _refuse_unusable_validation(held, config)
+    names = tuple(repeats)
+    number_of = {name: number for number, name in enumerate(names)}
+    labels = np.array([number_of[tracklet.identity] for tracklet in tracklets], dtype=np.int64)
+    _refuse_single_tracklets(tracklets, config)
+    return TrainingData(tuple(tracklets), labels, names, tuple(repeats.values()), tuple(held))
+
+
+def _read(source: DataSource) -> tuple[Tracklet, ...]:
+    allowed = datasets.read_identities(source.identities) if source.identities else None
+    return datasets.read(source.path, source.format, source.part, allowed).people().tracklets
+
+
+def _renamed(tracklet: Tracklet, number: int) -> Tracklet:
+    return Tracklet(f"{number}/{tracklet.identity}", tracklet.camera, tracklet.tracklet_id, tracklet.frames)
+
+
+def _refuse_single_tracklets(tracklets: list[Tracklet], config: TrainConfig) -> None:
+    """The triplet loss needs positives: somebody must have two tracklets."""
+    if config.triplet_weight and max(Counter(t.identity for t in tracklets).values()) < 2:
+        raise InvalidArgumentError(
+            "every identity has a single tracklet, so nothing teaches what one person looks like elsewhere; "
+            "check that the folder levels are identity/camera/tracklet, or set triplet_weight to 0"
+        )
+
+
+def _refuse_unusable_validation(held: list[Tracklet], config: TrainConfig) -> None:
+    """Ranking needs somebody seen by two cameras."""
+    cameras: dict[str, set[str]] = {}
+    for tracklet in held:
+        cameras.setdefault(tracklet.identity, set()).add(tracklet.camera)
+    if config.val_identities and max((len(seen) for seen in cameras.values()), default=0) < 2:
+        raise InvalidArgumentError(
+            f"val_identities={config.val_identities} holds out {len(cameras)} identities, none of them seen by two "
+            "cameras, so there is nothing to rank; hold out more, or set it to 0"
+        )

@@ -1,0 +1,97 @@
+"""Starting from weights that exist: a checkpoint of another variant, or ImageNet weights of the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from passerby.errors import InvalidArgumentError, UnavailableError
+from torch import Tensor
+
+from passerby_model import checkpoint
+from passerby_model.backbones import TIMM_NAMES, BackboneName
+from passerby_model.encoder import Classifier
+
+HUB = "hub"
+_RESNET_STEM = {"conv1": "stem.0", "bn1": "stem.1"}
+_HEADS = ("last_linear.", "fc.")
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Names of the model's tensors: taken over; left as initialised; and of the file's tensors that found no place."""
+
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = sorted({".".join(key.split(".")[:3]) for key in self.fresh})
+        listed = f" ({', '.join(parts)})" if parts else ""
+        return f"{len(self.taken)} tensors taken, {len(self.fresh)} fresh{listed}, {len(self.unused)} unused"
+
+
+def take_matching(model: Classifier, state: Mapping[str, Tensor]) -> WarmStart:
+    """Load the tensors of `state` whose name and shape fit; the model keeps its own values elsewhere.
+
+    Raises:
+        InvalidArgumentError: no tensor of the backbone fits: the file is of another kind of model.
+    """
+    own = model.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    if not any(key.startswith("encoder.backbone.") for key in fitting):
+        raise InvalidArgumentError("nothing in these weights fits the model's backbone; is it another architecture?")
+    model.load_state_dict(fitting, strict=False)
+    return WarmStart(
+        taken=tuple(fitting),
+        fresh=tuple(key for key in own if key not in fitting),
+        unused=tuple(key for key in state if key not in fitting),
+    )
+
+
+def checkpoint_state(path: Path, same_identities: bool) -> dict[str, Tensor]:
+    """Weights of a checkpoint (ours or the reference's) to start from.
+
+    same_identities: keep the classifier too. Its rows mean other people in another training set.
+
+    Raises:
+        NotFoundError, InvalidArgumentError: see `checkpoint.load`.
+    """
+    state = checkpoint.load(path).state
+    return {key: value for key, value in state.items() if same_identities or not key.startswith("classifier.")}
+
+
+def imagenet_state(backbone: BackboneName, source: str) -> dict[str, Tensor]:
+    """ImageNet weights of a backbone, by our names.
+
+    Args:
+        backbone: which one.
+        source: path of a state dict in timm's naming (.pth or .safetensors), or "hub" to download it.
+
+    Raises:
+        NotFoundError, InvalidArgumentError: no such file, or not such weights.
+        UnavailableError: the hub cannot be reached.
+    """
+    theirs = _download(backbone) if source == HUB else checkpoint.read_tensors(Path(source))
+    ours = {}
+    for key, value in theirs.items():
+        head, _, tail = key.removeprefix("module.").partition(".")
+        stem = {"layer0": "stem.0"} if backbone == "se_resnet50" else _RESNET_STEM
+        if not key.startswith(_HEADS):
+            ours[f"encoder.backbone.{stem.get(head, head)}.{tail}"] = value
+    return ours
+
+
+def _download(backbone: BackboneName) -> dict[str, Tensor]:
+    name = TIMM_NAMES[backbone]
+    try:
+        net: Any = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSError and ValueError
+        raise UnavailableError(
+            f"the ImageNet weights of timm's {name} cannot be downloaded ({str(error).splitlines()[0]}); "
+            "fetch them elsewhere and give the file: pretrained=PATH"
+        ) from error
+    return dict(net.state_dict())
