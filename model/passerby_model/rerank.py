@@ -270,6 +270,6 @@ def _jaccard(encoding: _SparseRows, query_count: int, items: int) -> NDArray[np.
         own = slice(encoding.starts[query], encoding.starts[query + 1])
         dense[encoding.columns[own]] = encoding.values[own]
         minima = np.bincount(owner, np.minimum(encoding.values, dense[encoding.columns]), minlength=items)
-        jaccard[query] = 1.0 - minima / (2.0 - minima)
+        jaccard[query] = np.maximum(1.0 - minima / (2.0 - minima), 0.0)  # rounding may leave -1e-8
         dense[encoding.columns[own]] = 0.0
     return jaccard

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 Metric = Literal["squared_euclidean", "cosine"]
 T = TypeVar("T")
 
+MAX_SIBLINGS = 10
+"""Further tracklets of an identity in one hit at most; the others are found with a filter on the identity."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpace:
@@ -104,7 +107,7 @@ class SearchQuery:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One answer: distances to the query, lower is nearer; `siblings` only when grouped, nearest first."""
+    """One answer: distances to the query, lower is nearer; `siblings` only when grouped, the nearest MAX_SIBLINGS."""
 
     tracklet: TrackletRecord
     distance: float
@@ -139,7 +142,8 @@ class Galleries(Protocol):
     the same request answers as the first time did, with another request it is InvalidArgumentError
     (reason REQUEST_ID_REUSED). Missing things raise NotFoundError (GALLERY_NOT_FOUND, TRACKLET_NOT_FOUND), taken
     names AlreadyExistsError (GALLERY_EXISTS, TRACKLET_EXISTS), another model's descriptors
-    FailedPreconditionError (MODEL_MISMATCH).
+    FailedPreconditionError (MODEL_MISMATCH). Repeating a write whose tracklet was deleted since does not bring it
+    back: FailedPreconditionError (TRACKLET_DELETED).
     """
 
     def create_gallery(

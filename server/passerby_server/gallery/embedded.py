@@ -1,0 +1,381 @@
+"""The embedded gallery: SQLite as the truth, FAISS beside it. One folder, one process.
+
+Every write is one transaction in the store (the change, its request id, its audit entry), then a change of the
+index; the method returns after both. At open the index is built from the store.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from passerby.errors import AlreadyExistsError, FailedPreconditionError, InternalError
+from passerby.names import check_gallery_id, gallery_name, tracklet_name
+
+from passerby_server.gallery import ledger, paging, rows, search, validate
+from passerby_server.gallery.index import search_pool
+from passerby_server.gallery.ledger import AuditEntry, Outcome, Request
+from passerby_server.gallery.live import LiveIndex
+from passerby_server.gallery.rows import GalleryRow
+from passerby_server.gallery.store import Store
+from passerby_server.gallery.types import (
+    Galleries,
+    GalleryRecord,
+    GalleryStats,
+    Hit,
+    ModelSpace,
+    NewTracklet,
+    Page,
+    SearchQuery,
+    TrackletFilter,
+    TrackletRecord,
+)
+
+T = TypeVar("T")
+
+OPTIMISTIC_SEARCHES = 3
+"""Searches that run beside writes; if a write came between each time, the next one holds the writes back."""
+
+
+def open_galleries(folder: Path, *, threads: int = 0) -> Galleries:
+    """Opens the galleries in `folder`, or an empty set of them; the index is built from the store before it returns.
+
+    Args:
+        folder: the data folder, made when absent (readable by its owner alone).
+        threads: threads that search one query together; 0 means as many as there are processors.
+
+    Raises:
+        FailedPreconditionError: another server uses the folder (DATA_FOLDER_IN_USE), a newer passerby wrote it
+            (SCHEMA_TOO_NEW), somebody else did (NOT_A_STORE), or it cannot be written (STORE_NOT_WRITABLE).
+        DataLossError: the database or a descriptor in it is damaged.
+    """
+    return EmbeddedGalleries(folder, threads=threads)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ingested:
+    """What an ingest did; `vector` is None when it repeated an earlier one."""
+
+    record: TrackletRecord
+    gallery_key: int
+    vector_id: int
+    vector: NDArray[np.float32] | None
+
+
+class EmbeddedGalleries:
+    """`Galleries` in one folder; see `open_galleries`."""
+
+    def __init__(self, folder: Path, *, threads: int = 0) -> None:
+        with ExitStack() as undo:
+            self._store = Store(folder)
+            undo.callback(self._store.close)
+            self._pool = search_pool(threads)
+            undo.callback(self._pool.shutdown)
+            self._store.write(ledger.expire)
+            self._live: dict[int, LiveIndex] = {}
+            with self._store.read() as connection:
+                (self._secret,) = connection.execute("SELECT value FROM secrets WHERE name = 'page_token'").fetchone()
+                for row in connection.execute("SELECT * FROM galleries ORDER BY gallery_key").fetchall():
+                    self._start(rows.gallery_from_row(row)).rebuild(connection)
+            undo.pop_all()
+
+    # Galleries
+
+    def create_gallery(
+        self, gallery_id: str, display_name: str, space: ModelSpace, request_id: str = ""
+    ) -> GalleryRecord:
+        check_gallery_id(gallery_id)
+        validate.check_space(space)
+        digest = ledger.digest_of(display_name, space.fingerprint, space.descriptor_dim, space.metric)
+        request = Request(gallery_id, request_id, "CreateGallery", digest)
+
+        def change(connection: sqlite3.Connection) -> GalleryRow:
+            if ledger.find(connection, request) is not None:
+                return rows.get_gallery(connection, gallery_id)
+            if rows.find_gallery(connection, gallery_id) is not None:
+                raise AlreadyExistsError(f"{gallery_name(gallery_id)} exists already", reason="GALLERY_EXISTS")
+            connection.execute(
+                "INSERT INTO galleries (gallery_id, display_name, fingerprint, descriptor_dim, metric, create_time) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (gallery_id, display_name, space.fingerprint, space.descriptor_dim, space.metric, rows.now()),
+            )
+            ledger.remember(connection, request, Outcome())
+            ledger.record(connection, "CreateGallery", gallery_id, fingerprint=space.fingerprint)
+            return rows.get_gallery(connection, gallery_id)
+
+        return self._store.write(change, self._publish_gallery).record
+
+    def get_gallery(self, gallery_id: str) -> GalleryRecord:
+        with self._store.read() as connection:
+            return rows.get_gallery(connection, gallery_id).record
+
+    def list_galleries(self, page_size: int, page_token: str = "") -> Page[GalleryRecord]:
+        limit, bound_to = paging.page_limit(page_size), paging.listing("ListGalleries")
+        after = paging.read_token(self._secret, bound_to, page_token) if page_token else ""
+        with self._store.read() as connection:
+            found = connection.execute(
+                "SELECT * FROM galleries WHERE gallery_id > ? ORDER BY gallery_id LIMIT ?", (after, limit + 1)
+            ).fetchall()
+        items = tuple(rows.gallery_from_row(row).record for row in found[:limit])
+        more = len(found) > limit
+        return Page(items, paging.make_token(self._secret, bound_to, items[-1].gallery_id) if more else "")
+
+    def delete_gallery(self, gallery_id: str, *, force: bool, request_id: str = "") -> int:
+        request = Request(gallery_id, request_id, "DeleteGallery", ledger.digest_of(force))
+
+        def change(connection: sqlite3.Connection) -> tuple[int, int | None]:
+            done = ledger.find(connection, request)
+            if done is not None:
+                return done.deleted_count, None
+            gallery = rows.get_gallery(connection, gallery_id)
+            (count,) = connection.execute(
+                "SELECT count(*) FROM tracklets WHERE gallery_key = ?", (gallery.key,)
+            ).fetchone()
+            if count and not force:
+                raise FailedPreconditionError(
+                    f"{gallery_name(gallery_id)} holds {count} tracklets: delete it with force, or them first",
+                    reason="GALLERY_NOT_EMPTY",
+                )
+            connection.execute("DELETE FROM requests WHERE gallery_id = ?", (gallery_id,))
+            connection.execute("DELETE FROM galleries WHERE gallery_key = ?", (gallery.key,))
+            ledger.forget_details(connection, gallery_id)
+            ledger.remember(connection, request, Outcome(deleted_count=count))
+            ledger.record(connection, "DeleteGallery", gallery_id, tracklets=count)
+            return count, gallery.key
+
+        def publish(deleted: tuple[int, int | None]) -> None:
+            if deleted[1] is not None:
+                self._live.pop(deleted[1], None)
+
+        count, _ = self._store.write(change, publish)
+        self._store.scrub_log()
+        return count
+
+    def stats(self, gallery_id: str) -> GalleryStats:
+        with self._store.read() as connection:
+            gallery = rows.get_gallery(connection, gallery_id)
+            tracklets, identities, cameras, frames = connection.execute(
+                "SELECT count(*), count(DISTINCT nullif(identity_id, '')), count(DISTINCT camera_id), "
+                "coalesce(sum(frame_count), 0) FROM tracklets WHERE gallery_key = ?",
+                (gallery.key,),
+            ).fetchone()
+        live = self._live.get(gallery.key)
+        return GalleryStats(tracklets, identities, cameras, frames, live.index.size_bytes() if live else 0)
+
+    def audit(self, gallery_id: str) -> tuple[AuditEntry, ...]:
+        """All changes of a gallery name, oldest first; they outlive the gallery."""
+        with self._store.read() as connection:
+            return ledger.entries(connection, gallery_id)
+
+    # Tracklets
+
+    def ingest(
+        self,
+        gallery_id: str,
+        tracklet: NewTracklet,
+        descriptor: NDArray[np.float32],
+        fingerprint: str,
+        thumbnail: bytes,
+        request_id: str = "",
+        request_digest: bytes = b"",
+    ) -> TrackletRecord:
+        validate.check_tracklet(tracklet)
+        vector = validate.checked_descriptor(descriptor)
+        digest = request_digest or _ingest_digest(tracklet, vector, fingerprint, thumbnail)
+        request = Request(gallery_id, request_id, "IngestTracklet", digest)
+
+        def change(connection: sqlite3.Connection) -> _Ingested:
+            gallery = rows.get_gallery(connection, gallery_id)
+            done = ledger.find(connection, request)
+            if done is not None:
+                vector_id = ledger.still_there(done)
+                return _Ingested(_record(connection, gallery, vector_id), gallery.key, vector_id, None)
+            validate.check_model(gallery_id, gallery.record.space, fingerprint, vector)
+            tracklet_id = tracklet.tracklet_id or uuid.uuid4().hex
+            vector_id = _insert(connection, gallery, tracklet_id, tracklet)
+            rows.put_descriptor(connection, vector_id, vector)
+            if thumbnail:
+                connection.execute("INSERT INTO thumbnails VALUES (?, ?)", (vector_id, thumbnail))
+            ledger.remember(connection, request, Outcome(vector_id))
+            ledger.record(connection, "IngestTracklet", gallery_id, tracklet_id)
+            return _Ingested(_record(connection, gallery, vector_id), gallery.key, vector_id, vector)
+
+        return self._store.write(change, self._publish_tracklet).record
+
+    def find_request(self, gallery_id: str, request_id: str, request_digest: bytes) -> TrackletRecord | None:
+        request = Request(gallery_id, request_id, "IngestTracklet", request_digest)
+        with self._store.read() as connection:
+            gallery = rows.get_gallery(connection, gallery_id)
+            done = ledger.find(connection, request)
+            return None if done is None else _record(connection, gallery, ledger.still_there(done))
+
+    def get_tracklet(self, gallery_id: str, tracklet_id: str) -> TrackletRecord:
+        return self._of_tracklet(gallery_id, tracklet_id, _record)
+
+    def get_descriptor(self, gallery_id: str, tracklet_id: str) -> NDArray[np.float32]:
+        return self._of_tracklet(
+            gallery_id, tracklet_id, lambda connection, _, vector_id: rows.get_descriptor(connection, vector_id)
+        )
+
+    def get_thumbnail(self, gallery_id: str, tracklet_id: str) -> bytes:
+        return self._of_tracklet(
+            gallery_id,
+            tracklet_id,
+            lambda connection, _, vector_id: rows.get_thumbnails(connection, [vector_id]).get(vector_id, b""),
+        )
+
+    def list_tracklets(
+        self, gallery_id: str, filter: TrackletFilter, page_size: int, page_token: str = ""
+    ) -> Page[TrackletRecord]:
+        validate.check_filter(filter)
+        limit = paging.page_limit(page_size)
+        with self._store.read() as connection:
+            gallery = rows.get_gallery(connection, gallery_id)
+            bound_to = paging.listing("ListTracklets", gallery.key, filter)
+            after = int(paging.read_token(self._secret, bound_to, page_token)) if page_token else 0
+            found = rows.list_records(connection, gallery, filter, after, limit + 1)
+        items = tuple(record for _, record in found[:limit])
+        more = len(found) > limit
+        return Page(items, paging.make_token(self._secret, bound_to, str(found[limit - 1][0])) if more else "")
+
+    def delete_tracklet(self, gallery_id: str, tracklet_id: str, request_id: str = "") -> None:
+        request = Request(gallery_id, request_id, "DeleteTracklet", ledger.digest_of(tracklet_id))
+
+        def change(connection: sqlite3.Connection) -> tuple[int, int] | None:
+            gallery = rows.get_gallery(connection, gallery_id)
+            if ledger.find(connection, request) is not None:
+                return None
+            vector_id = rows.get_vector_id(connection, gallery, tracklet_id)
+            connection.execute("DELETE FROM tracklets WHERE vector_id = ?", (vector_id,))
+            ledger.forget_details(connection, gallery_id, tracklet_id)
+            ledger.remember(connection, request, Outcome(deleted_count=1))
+            ledger.record(connection, "DeleteTracklet", gallery_id, tracklet_id)
+            return gallery.key, vector_id
+
+        def publish(deleted: tuple[int, int] | None) -> None:
+            if deleted is not None:
+                self._live[deleted[0]].remove(deleted[1])
+
+        self._store.write(change, publish)
+        self._store.scrub_log()
+
+    def assign_identity(
+        self, gallery_id: str, tracklet_id: str, identity_id: str, request_id: str = ""
+    ) -> TrackletRecord:
+        request = Request(gallery_id, request_id, "AssignIdentity", ledger.digest_of(tracklet_id, identity_id))
+
+        def change(connection: sqlite3.Connection) -> TrackletRecord:
+            gallery = rows.get_gallery(connection, gallery_id)
+            done = ledger.find(connection, request)
+            if done is not None:
+                return _record(connection, gallery, ledger.still_there(done))
+            vector_id = rows.get_vector_id(connection, gallery, tracklet_id)
+            before = _record(connection, gallery, vector_id).identity_id
+            connection.execute("UPDATE tracklets SET identity_id = ? WHERE vector_id = ?", (identity_id, vector_id))
+            ledger.remember(connection, request, Outcome(vector_id))
+            ledger.record(connection, "AssignIdentity", gallery_id, tracklet_id, before=before, after=identity_id)
+            return _record(connection, gallery, vector_id)
+
+        return self._store.write(change)
+
+    # Search
+
+    def search(self, gallery_id: str, query: SearchQuery) -> tuple[Hit, ...]:
+        search.check_query(query)
+        validate.check_filter(query.filter)
+        validate.checked_descriptor(query.descriptor)
+        for attempt in range(OPTIMISTIC_SEARCHES + 1):
+            with nullcontext() if attempt < OPTIMISTIC_SEARCHES else self._store.paused():
+                try:
+                    return self._search_once(gallery_id, query, rebuild=attempt == OPTIMISTIC_SEARCHES)
+                except search.StateMovedError:
+                    continue
+        raise InternalError(f"index and store of gallery {gallery_id} disagree: restart the server")
+
+    def close(self) -> None:
+        self._store.close()
+        self._pool.shutdown()
+
+    def _search_once(self, gallery_id: str, query: SearchQuery, *, rebuild: bool) -> tuple[Hit, ...]:
+        with self._store.read() as connection:
+            gallery = rows.get_gallery(connection, gallery_id)
+            validate.check_model(gallery_id, gallery.record.space, query.fingerprint, query.descriptor)
+            live = self._live.get(gallery.key)
+            if live is None:
+                raise search.StateMovedError
+            if rebuild and live.stale:
+                live.rebuild(connection)
+            if live.stale:
+                raise search.StateMovedError
+            return search.run(connection, gallery, live.index, query)
+
+    def _of_tracklet(
+        self, gallery_id: str, tracklet_id: str, get: Callable[[sqlite3.Connection, GalleryRow, int], T]
+    ) -> T:
+        with self._store.read() as connection:
+            gallery = rows.get_gallery(connection, gallery_id)
+            return get(connection, gallery, rows.get_vector_id(connection, gallery, tracklet_id))
+
+    def _start(self, gallery: GalleryRow) -> LiveIndex:
+        return self._live.setdefault(gallery.key, LiveIndex(gallery.key, gallery.record.space, self._pool))
+
+    def _publish_gallery(self, gallery: GalleryRow) -> None:
+        self._start(gallery)
+
+    def _publish_tracklet(self, ingested: _Ingested) -> None:
+        if ingested.vector is not None:
+            self._live[ingested.gallery_key].add(ingested.vector_id, ingested.vector)
+
+
+def _insert(connection: sqlite3.Connection, gallery: GalleryRow, tracklet_id: str, tracklet: NewTracklet) -> int:
+    """Stores what is said of a tracklet; its vector id. Raises AlreadyExistsError (TRACKLET_EXISTS)."""
+    taken = connection.execute(
+        "SELECT 1 FROM tracklets WHERE gallery_key = ? AND tracklet_id = ?", (gallery.key, tracklet_id)
+    ).fetchone()
+    if taken:
+        raise AlreadyExistsError(
+            f"{tracklet_name(gallery.record.gallery_id, tracklet_id)} exists already", reason="TRACKLET_EXISTS"
+        )
+    vector_id = connection.execute(
+        "INSERT INTO tracklets (gallery_key, tracklet_id, camera_id, start_time, end_time, identity_id, frame_count, "
+        "create_time) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            gallery.key,
+            tracklet_id,
+            tracklet.camera_id,
+            rows.to_microseconds(tracklet.start_time),
+            rows.to_microseconds(tracklet.end_time),
+            tracklet.identity_id,
+            tracklet.frame_count,
+            rows.now(),
+        ),
+    ).lastrowid
+    labels = [(vector_id, key, value) for key, value in tracklet.labels.items()]
+    connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", labels)
+    return int(vector_id or 0)
+
+
+def _record(connection: sqlite3.Connection, gallery: GalleryRow, vector_id: int) -> TrackletRecord:
+    return rows.get_records(connection, gallery, [vector_id])[vector_id]
+
+
+def _ingest_digest(tracklet: NewTracklet, vector: NDArray[np.float32], fingerprint: str, thumbnail: bytes) -> bytes:
+    return ledger.digest_of(
+        tracklet.tracklet_id,
+        tracklet.camera_id,
+        rows.to_microseconds(tracklet.start_time),
+        rows.to_microseconds(tracklet.end_time),
+        tracklet.identity_id,
+        dict(tracklet.labels),
+        tracklet.frame_count,
+        fingerprint,
+        vector.tobytes().hex(),
+        thumbnail.hex(),
+    )

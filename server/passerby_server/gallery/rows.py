@@ -1,0 +1,238 @@
+"""Between rows of the store and the gallery's value types. Everything here runs inside a caller's transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from passerby.errors import DataLossError, NotFoundError
+from passerby.names import gallery_name, tracklet_name
+
+from passerby_server.gallery.types import GalleryRecord, ModelSpace, TrackletFilter, TrackletRecord
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+MAX_VARIABLES = 500
+"""Values bound to one statement at most; SQLite's own limit is 32,766."""
+_COLUMNS = "vector_id, tracklet_id, camera_id, start_time, end_time, identity_id, frame_count, create_time"
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryRow:
+    """A gallery as stored: `key` is what tells it from an earlier gallery of the same name."""
+
+    key: int
+    record: GalleryRecord
+
+
+def to_microseconds(time: datetime | None) -> int | None:
+    """Microseconds since 1970 of an aware time."""
+    return None if time is None else (time - EPOCH) // MICROSECOND
+
+
+def from_microseconds(microseconds: int) -> datetime:
+    """The UTC time that many microseconds after 1970."""
+    return EPOCH + microseconds * MICROSECOND
+
+
+def now() -> int:
+    """Microseconds since 1970."""
+    return (datetime.now(UTC) - EPOCH) // MICROSECOND
+
+
+def find_gallery(connection: sqlite3.Connection, gallery_id: str) -> GalleryRow | None:
+    row = connection.execute("SELECT * FROM galleries WHERE gallery_id = ?", (gallery_id,)).fetchone()
+    return None if row is None else gallery_from_row(row)
+
+
+def get_gallery(connection: sqlite3.Connection, gallery_id: str) -> GalleryRow:
+    """Raises NotFoundError (GALLERY_NOT_FOUND)."""
+    found = find_gallery(connection, gallery_id)
+    if found is None:
+        raise NotFoundError(f"there is no {gallery_name(gallery_id)}: create it first", reason="GALLERY_NOT_FOUND")
+    return found
+
+
+def gallery_from_row(row: Sequence[Any]) -> GalleryRow:
+    key, gallery_id, display_name, fingerprint, dimension, metric, create_time = row
+    space = ModelSpace(fingerprint, dimension, metric)
+    return GalleryRow(key, GalleryRecord(gallery_id, display_name, space, from_microseconds(create_time)))
+
+
+def get_vector_id(connection: sqlite3.Connection, gallery: GalleryRow, tracklet_id: str) -> int:
+    """Raises NotFoundError (TRACKLET_NOT_FOUND)."""
+    row = connection.execute(
+        "SELECT vector_id FROM tracklets WHERE gallery_key = ? AND tracklet_id = ?", (gallery.key, tracklet_id)
+    ).fetchone()
+    if row is None:
+        raise NotFoundError(
+            f"there is no {tracklet_name(gallery.record.gallery_id, tracklet_id)}", reason="TRACKLET_NOT_FOUND"
+        )
+    return int(row[0])
+
+
+def get_records(
+    connection: sqlite3.Connection, gallery: GalleryRow, vector_ids: Iterable[int]
+) -> dict[int, TrackletRecord]:
+    """The tracklets of `gallery` among `vector_ids`; those that are not there are left out."""
+    records: dict[int, TrackletRecord] = {}
+    for chunk in _chunks([int(vector_id) for vector_id in vector_ids]):
+        marks = _marks(chunk)
+        rows = connection.execute(
+            f"SELECT {_COLUMNS} FROM tracklets WHERE gallery_key = ? AND vector_id IN ({marks})",  # noqa: S608
+            (gallery.key, *chunk),
+        ).fetchall()
+        records |= {row[0]: _tracklet(gallery, row, labels) for row, labels in _with_labels(connection, rows)}
+    return records
+
+
+def list_records(
+    connection: sqlite3.Connection, gallery: GalleryRow, where: TrackletFilter, after: int, limit: int
+) -> list[tuple[int, TrackletRecord]]:
+    """Up to `limit` tracklets that pass the filter and were stored after vector id `after`, in storing order."""
+    condition, values = filter_sql(gallery.key, where)
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM tracklets WHERE {condition} AND vector_id > ? ORDER BY vector_id LIMIT ?",  # noqa: S608
+        (*values, after, limit),
+    ).fetchall()
+    return [(row[0], _tracklet(gallery, row, labels)) for row, labels in _with_labels(connection, rows)]
+
+
+def allowed_ids(
+    connection: sqlite3.Connection, gallery: GalleryRow, where: TrackletFilter, excluded: str = ""
+) -> NDArray[np.int64]:
+    """Vector ids of the tracklets that pass the filter and are not named `excluded`; int64 (n,), ascending."""
+    condition, values = filter_sql(gallery.key, where)
+    if excluded:
+        condition += " AND tracklet_id <> ?"
+        values = [*values, excluded]
+    rows = connection.execute(f"SELECT vector_id FROM tracklets WHERE {condition}", values)  # noqa: S608
+    return np.sort(np.fromiter((row[0] for row in rows), np.int64))
+
+
+def filter_sql(gallery_key: int, where: TrackletFilter) -> tuple[str, list[Any]]:
+    """The filter as a condition on `tracklets`, and the values to bind."""
+    conditions: list[str] = ["gallery_key = ?"]
+    values: list[Any] = [gallery_key]
+    for column, negation, wanted in (
+        ("camera_id", "", where.camera_ids),
+        ("camera_id", "NOT ", where.exclude_camera_ids),
+        ("identity_id", "", where.identity_ids),
+    ):
+        if wanted:
+            conditions.append(f"{column} {negation}IN (SELECT value FROM json_each(?))")  # noqa: S608
+            values.append(_json_array(wanted))
+    if where.start_time is not None:
+        conditions.append("end_time >= ?")
+        values.append(to_microseconds(where.start_time))
+    if where.end_time is not None:
+        conditions.append("start_time < ?")
+        values.append(to_microseconds(where.end_time))
+    for key, value in where.labels.items():
+        conditions.append("vector_id IN (SELECT vector_id FROM labels WHERE key = ? AND value = ?)")
+        values.extend((key, value))
+    return " AND ".join(conditions), values
+
+
+def get_identities(connection: sqlite3.Connection, vector_ids: Iterable[int]) -> dict[int, str]:
+    """Identity of each tracklet that is there; empty when unknown."""
+    identities: dict[int, str] = {}
+    for chunk in _chunks([int(vector_id) for vector_id in vector_ids]):
+        statement = f"SELECT vector_id, identity_id FROM tracklets WHERE vector_id IN ({_marks(chunk)})"  # noqa: S608
+        identities.update(connection.execute(statement, chunk))
+    return identities
+
+
+def get_thumbnails(connection: sqlite3.Connection, vector_ids: Iterable[int]) -> dict[int, bytes]:
+    """Thumbnails of those tracklets that have one."""
+    thumbnails: dict[int, bytes] = {}
+    for chunk in _chunks([int(vector_id) for vector_id in vector_ids]):
+        statement = f"SELECT vector_id, thumbnail FROM thumbnails WHERE vector_id IN ({_marks(chunk)})"  # noqa: S608
+        thumbnails.update(connection.execute(statement, chunk))
+    return thumbnails
+
+
+def put_descriptor(connection: sqlite3.Connection, vector_id: int, descriptor: NDArray[np.float32]) -> None:
+    blob = descriptor.astype("<f4").tobytes()
+    connection.execute("INSERT INTO descriptors VALUES (?, ?, ?)", (vector_id, zlib.crc32(blob), blob))
+
+
+def get_descriptor(connection: sqlite3.Connection, vector_id: int) -> NDArray[np.float32]:
+    """float32 (D,). Raises DataLossError when its checksum does not fit."""
+    checksum, blob = connection.execute(
+        "SELECT checksum, descriptor FROM descriptors WHERE vector_id = ?", (vector_id,)
+    ).fetchone()
+    return _decode(vector_id, checksum, blob)
+
+
+def descriptor_batches(
+    connection: sqlite3.Connection, gallery_key: int, batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """All descriptors of a gallery in storing order, as (ids (n,), descriptors (n, D)) with n <= `batch_size`.
+
+    Raises DataLossError at the first one whose checksum does not fit, or that is missing.
+    """
+    rows = connection.execute(
+        "SELECT vector_id, checksum, descriptor FROM tracklets LEFT JOIN descriptors USING (vector_id) "
+        "WHERE gallery_key = ? ORDER BY vector_id",
+        (gallery_key,),
+    )
+    while batch := rows.fetchmany(batch_size):
+        ids = np.array([row[0] for row in batch], np.int64)
+        yield ids, np.stack([_decode(*row) for row in batch])
+
+
+def _decode(vector_id: int, checksum: int | None, blob: bytes | None) -> NDArray[np.float32]:
+    if blob is None or zlib.crc32(blob) != checksum:
+        raise DataLossError(
+            f"the stored descriptor number {vector_id} is damaged: restore the data folder from a backup",
+            reason="DESCRIPTOR_DAMAGED",
+        )
+    return np.frombuffer(blob, "<f4").astype(np.float32)
+
+
+def _tracklet(gallery: GalleryRow, row: Sequence[Any], labels: Mapping[str, str]) -> TrackletRecord:
+    _, tracklet_id, camera_id, start, end, identity_id, frame_count, create_time = row
+    return TrackletRecord(
+        gallery_id=gallery.record.gallery_id,
+        tracklet_id=tracklet_id,
+        camera_id=camera_id,
+        start_time=None if start is None else from_microseconds(start),
+        end_time=None if end is None else from_microseconds(end),
+        identity_id=identity_id,
+        labels=labels,
+        frame_count=frame_count,
+        create_time=from_microseconds(create_time),
+    )
+
+
+def _with_labels(
+    connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]
+) -> Iterator[tuple[Sequence[Any], Mapping[str, str]]]:
+    labels: dict[int, dict[str, str]] = {row[0]: {} for row in rows}
+    for chunk in _chunks(list(labels)):
+        statement = f"SELECT vector_id, key, value FROM labels WHERE vector_id IN ({_marks(chunk)}) ORDER BY key"  # noqa: S608
+        for vector_id, key, value in connection.execute(statement, chunk):
+            labels[vector_id][key] = value
+    for row in rows:
+        yield row, labels[row[0]]
+
+
+def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), MAX_VARIABLES):
+        yield ids[start : start + MAX_VARIABLES]
+
+
+def _marks(values: Sequence[int]) -> str:
+    return ",".join("?" * len(values))
+
+
+def _json_array(values: Iterable[str]) -> str:
+    return json.dumps(sorted(values))

@@ -1,0 +1,128 @@
+"""The store's SQL: tables, and the migrations that lead to them.
+
+`user_version` counts the migrations that were applied. Each runs in one transaction together with its number, so a
+crash leaves either the old schema or the new one. To change the schema, append a migration; never edit an old one.
+
+    galleries --< tracklets --- descriptors      (one row each; apart, so that filters read small rows)
+                      |  `----- thumbnails
+                      |--< labels
+    requests >--------'  a request id and what it stored; the reference turns NULL when that is deleted
+    audit                who-did-what: written in the transaction of the change itself
+    secrets              key of the page tokens
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from passerby.errors import FailedPreconditionError
+
+APPLICATION_ID = 0x70736279  # "psby" in the file header: tells our files from other people's
+
+_V1 = (
+    """CREATE TABLE galleries (
+        gallery_key INTEGER PRIMARY KEY AUTOINCREMENT, -- never reused: an old page token fits no new gallery
+        gallery_id TEXT NOT NULL UNIQUE,
+        display_name TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        descriptor_dim INTEGER NOT NULL CHECK (descriptor_dim >= 1),
+        metric TEXT NOT NULL CHECK (metric IN ('squared_euclidean', 'cosine')),
+        create_time INTEGER NOT NULL -- microseconds since 1970, UTC, as all times here
+    ) STRICT""",
+    """CREATE TABLE tracklets (
+        vector_id INTEGER PRIMARY KEY AUTOINCREMENT, -- storing order, never reused; the index's id too
+        gallery_key INTEGER NOT NULL REFERENCES galleries ON DELETE CASCADE,
+        tracklet_id TEXT NOT NULL,
+        camera_id TEXT NOT NULL,
+        start_time INTEGER,
+        end_time INTEGER,
+        identity_id TEXT NOT NULL,
+        frame_count INTEGER NOT NULL,
+        create_time INTEGER NOT NULL,
+        UNIQUE (gallery_key, tracklet_id),
+        CHECK ((start_time IS NULL) = (end_time IS NULL) AND (start_time IS NULL OR start_time <= end_time))
+    ) STRICT""",
+    # Each holds all that its filter reads, so that finding the allowed ids never touches the table.
+    "CREATE INDEX tracklets_by_camera ON tracklets (gallery_key, camera_id, start_time, end_time)",
+    "CREATE INDEX tracklets_by_time ON tracklets (gallery_key, start_time, end_time)",
+    "CREATE INDEX tracklets_by_identity ON tracklets (gallery_key, identity_id)",
+    """CREATE TABLE labels (
+        vector_id INTEGER NOT NULL REFERENCES tracklets ON DELETE CASCADE,
+        key TEXT NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (vector_id, key)
+    ) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX labels_by_value ON labels (key, value, vector_id)",
+    """CREATE TABLE descriptors (
+        vector_id INTEGER PRIMARY KEY REFERENCES tracklets ON DELETE CASCADE,
+        checksum INTEGER NOT NULL, -- CRC-32 of `descriptor`: SQLite itself does not notice a flipped bit in a value
+        descriptor BLOB NOT NULL -- float32, little-endian
+    ) STRICT""",
+    """CREATE TABLE thumbnails (
+        vector_id INTEGER PRIMARY KEY REFERENCES tracklets ON DELETE CASCADE,
+        thumbnail BLOB NOT NULL
+    ) STRICT""",
+    """CREATE TABLE requests (
+        gallery_id TEXT NOT NULL,
+        request_id TEXT NOT NULL,
+        method TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        vector_id INTEGER REFERENCES tracklets ON DELETE SET NULL,
+        deleted_count INTEGER NOT NULL,
+        time INTEGER NOT NULL,
+        PRIMARY KEY (gallery_id, request_id)
+    ) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX requests_by_time ON requests (time)",
+    "CREATE INDEX requests_by_tracklet ON requests (vector_id)",
+    """CREATE TABLE audit (
+        audit_id INTEGER PRIMARY KEY AUTOINCREMENT,
+        time INTEGER NOT NULL,
+        action TEXT NOT NULL,
+        gallery_id TEXT NOT NULL,
+        tracklet_id TEXT NOT NULL, -- empty when the gallery itself is meant
+        detail TEXT NOT NULL -- JSON; emptied when the tracklet is deleted, since it may name a person
+    ) STRICT""",
+    "CREATE INDEX audit_by_tracklet ON audit (gallery_id, tracklet_id)",
+    "CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID",
+    "INSERT INTO secrets VALUES ('page_token', randomblob(32))",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)
+"""Statements of each migration; the schema version is how many were applied."""
+
+
+def migrate(connection: sqlite3.Connection, migrations: tuple[tuple[str, ...], ...] = MIGRATIONS) -> int:
+    """Brings the store to the newest schema; returns the version it had before.
+
+    `connection` is in autocommit mode. Raises FailedPreconditionError for a database that is not ours
+    (NOT_A_STORE) or that a newer version of passerby wrote (SCHEMA_TOO_NEW).
+    """
+    before: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application_id != APPLICATION_ID and (tables or before):
+        raise FailedPreconditionError(
+            "the database in the data folder was not made by passerby: choose another folder", reason="NOT_A_STORE"
+        )
+    if before > len(migrations):
+        raise FailedPreconditionError(
+            f"the data folder has schema version {before}, this passerby knows versions up to {len(migrations)}: "
+            "run the newer passerby that wrote it",
+            reason="SCHEMA_TOO_NEW",
+        )
+    for version in range(before, len(migrations)):
+        _apply(connection, version + 1, migrations[version])
+    return before
+
+
+def _apply(connection: sqlite3.Connection, version: int, statements: tuple[str, ...]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {version}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")

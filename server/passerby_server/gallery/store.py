@@ -1,0 +1,296 @@
+"""The durable store: SQLite in WAL mode with synchronous=FULL, so that what a commit acknowledged survives kill -9
+and power loss.
+
+One connection writes, behind a queue: the thread that finds the writer free commits everything that waits as one
+transaction (group commit: one fsync for many), each write in a savepoint of its own so that a refused one takes
+nothing else with it. Readers have connections of their own and see the last commit.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from passerby.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InternalError,
+    PasserbyError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+from passerby_server.gallery import schema
+
+T = TypeVar("T")
+
+DATABASE_NAME = "gallery.db"
+LOCK_NAME = "lock"
+BUSY_TIMEOUT = 10.0
+"""Seconds that a connection waits for another one's lock; ours never hold one that long."""
+MAX_GROUP = 64
+"""Writes of one transaction at most: bounds what a crash can undo of what was not acknowledged yet."""
+SCRUB_WAIT = 0.2
+"""Seconds that a delete waits for reads to end, to take what it deleted out of the log as well."""
+IDLE_READERS = 8
+"""Reading connections kept open between reads."""
+
+
+class FolderLock:
+    """Exclusive use of a data folder by one process.
+
+    The kernel drops a flock with its process, however that ends: a lock left behind by a crash never blocks a start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / LOCK_NAME
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._file, 32).decode("ascii", "replace").strip()
+            os.close(self._file)
+            raise FailedPreconditionError(
+                f"data folder {folder} is in use by another passerby server (process {holder or 'unknown'}): "
+                "stop that one or choose another folder",
+                reason="DATA_FOLDER_IN_USE",
+            ) from error
+        os.ftruncate(self._file, 0)
+        os.write(self._file, f"{os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        os.close(self._file)
+
+
+class _Write(Generic[T]):
+    """One queued write and what became of it."""
+
+    def __init__(self, change: Callable[[sqlite3.Connection], T], publish: Callable[[T], None]) -> None:
+        self.change = change
+        self.publish = publish
+        self.done = False
+        self.value: T | None = None
+        self.error: BaseException | None = None
+
+    def finish(self, error: BaseException | None) -> None:
+        self.error = self.error or error
+        self.done = True
+
+
+class Store:
+    """An open store. Raises FailedPreconditionError and DataLossError as `schema.migrate` and `_verify` say."""
+
+    def __init__(self, folder: Path) -> None:
+        with ExitStack() as undo:
+            _make_folder(folder)
+            self.path = folder / DATABASE_NAME
+            self._lock = FolderLock(folder)
+            undo.callback(self._lock.release)
+            with translated_errors():
+                self._writer = self._connect()
+                undo.callback(self._writer.close)
+                self.schema_before = self._prepare()
+            undo.pop_all()
+        self._writer_lock = threading.Lock()
+        self._queue_lock = threading.Lock()
+        self._queue: list[_Write[Any]] = []
+        self._readers_lock = threading.Lock()
+        self._readers: list[sqlite3.Connection] = []
+        self._scrub_wanted = False
+        self._closed = False
+
+    def write(self, change: Callable[[sqlite3.Connection], T], publish: Callable[[T], None] = lambda _: None) -> T:
+        """Runs `change` in a transaction and returns its value once that is durable.
+
+        `publish` then gets the value, before any later write begins: what it derives is derived in storing order.
+        Whatever `change` raises undoes this change alone and is raised here.
+        """
+        write = _Write(change, publish)
+        with self._queue_lock:
+            self._queue.append(write)
+        with self._writer_lock:
+            if not write.done:
+                self._commit_group(write)
+        if write.error is not None:
+            raise write.error
+        return cast(T, write.value)
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A reading connection on one unchanging state of the store."""
+        with translated_errors():
+            connection = self._take_reader()
+            try:
+                connection.execute("BEGIN")
+                connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the snapshot starts with the first read
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                self._return_reader(connection)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Holds back all writes."""
+        with self._writer_lock:
+            yield
+
+    def scrub_log(self) -> None:
+        """Empties the write-ahead log, which holds deleted content until then.
+
+        A read that takes longer than SCRUB_WAIT prevents it; then it is tried again after each later write, and at
+        close and open.
+        """
+        with self._writer_lock:
+            self._scrub_wanted = True
+            if not self._closed:
+                self._scrub(SCRUB_WAIT)
+
+    def close(self) -> None:
+        """Closes all connections, which folds the log into the database, and gives the folder free. Idempotent."""
+        with self._writer_lock, self._readers_lock:
+            if self._closed:
+                return
+            self._closed = True
+            for reader in self._readers:
+                reader.close()
+            self._readers.clear()
+            self._writer.close()
+            self._lock.release()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        for pragma in ("foreign_keys = ON", "synchronous = FULL", "secure_delete = ON", "trusted_schema = OFF"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    def _prepare(self) -> int:
+        self._writer.execute("PRAGMA journal_mode = WAL")
+        _verify(self._writer, self.path)
+        before = schema.migrate(self._writer)
+        # A crash may have left erased content in the log; nobody reads yet, so this always succeeds.
+        self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return before
+
+    def _take_reader(self) -> sqlite3.Connection:
+        with self._readers_lock:
+            if self._closed:
+                raise UnavailableError("the gallery is closed: the server is going down", reason="SHUTTING_DOWN")
+            if self._readers:
+                return self._readers.pop()
+        connection = self._connect()
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _return_reader(self, connection: sqlite3.Connection) -> None:
+        with self._readers_lock:
+            if not self._closed and len(self._readers) < IDLE_READERS:
+                self._readers.append(connection)
+                return
+        connection.close()
+
+    def _commit_group(self, own: _Write[Any]) -> None:
+        """Commits the waiting writes, `own` among them. Called by the one thread that holds the writer lock."""
+        while not own.done:
+            with self._queue_lock:
+                group, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
+            error: BaseException | None = None
+            try:
+                with translated_errors():
+                    self._transact(group)
+            except BaseException as raised:  # the waiting threads have to learn of it too, whatever it is
+                error = raised
+                if not isinstance(raised, Exception):
+                    raise
+            finally:
+                for write in group:
+                    write.finish(error or (None if write.done else UnavailableError("the write was interrupted")))
+
+    def _scrub(self, wait: float) -> None:
+        with translated_errors():
+            self._writer.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
+            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._writer.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
+        self._scrub_wanted = bool(busy)
+
+    def _transact(self, group: list[_Write[Any]]) -> None:
+        if self._closed:
+            raise UnavailableError("the gallery is closed: the server is going down", reason="SHUTTING_DOWN")
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            for write in group:
+                self._attempt(write)
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+        for write in group:
+            if write.error is None:
+                write.publish(write.value)
+            write.done = True
+        if self._scrub_wanted:
+            self._scrub(0.0)
+
+    def _attempt(self, write: _Write[Any]) -> None:
+        self._writer.execute("SAVEPOINT one_write")
+        try:
+            write.value = write.change(self._writer)
+        except Exception as error:  # raised again in the thread that asked for the write
+            if not self._writer.in_transaction:
+                raise  # a full disk ends the whole transaction, not only this savepoint
+            self._writer.execute("ROLLBACK TO one_write")
+            write.error = _translate(error) if isinstance(error, sqlite3.Error) else error
+        self._writer.execute("RELEASE one_write")
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raises SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _translate(error) from error
+
+
+def _translate(error: sqlite3.Error) -> PasserbyError:
+    name = getattr(error, "sqlite_errorname", "")
+    text = f"{error} ({name})" if name else str(error)
+    if name.startswith("SQLITE_FULL"):
+        return ResourceExhaustedError(f"the disk of the data folder is full: {text}", reason="STORAGE_FULL")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return DataLossError(
+            f"the gallery database is damaged: {text}; restore the data folder from a backup", reason="STORE_DAMAGED"
+        )
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return FailedPreconditionError(
+            f"the data folder cannot be written: {text}; check its permissions", reason="STORE_NOT_WRITABLE"
+        )
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return UnavailableError(f"another program holds the gallery database: {text}", reason="STORE_BUSY")
+    return InternalError(f"the gallery database failed: {text}", reason="STORE_FAILED")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise FailedPreconditionError(
+            f"cannot use {folder} as data folder: {error.strerror}", reason="STORE_NOT_WRITABLE"
+        ) from error
+
+
+def _verify(connection: sqlite3.Connection, path: Path) -> None:
+    """Raises DataLossError unless SQLite finds the whole file sound."""
+    findings = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
+    if findings != ["ok"]:
+        raise DataLossError(
+            f"the gallery database {path} is damaged ({'; '.join(findings)}): restore the data folder from a backup",
+            reason="STORE_DAMAGED",
+        )
