@@ -20,7 +20,7 @@ ACCESSORIES = {"backpack": BACKPACK, "handbag": HANDBAG, "hat": HAT, "umbrella":
 
 _SHIFT = 4  # OpenCV's fixed-point bits: corners lie on sixteenths of a pixel
 _UNIT = 1 << _SHIFT
-_ROUND = [(math.cos(k * math.pi / 8), math.sin(k * math.pi / 8)) for k in range(16)]
+_ROUND = np.array([(math.cos(k * math.pi / 8), math.sin(k * math.pi / 8)) for k in range(16)])
 
 
 class Canvas:
@@ -46,7 +46,9 @@ class Canvas:
 
     def ellipse(self, centre: Vec, radii: Vec, colour: Colour, label: int) -> None:
         """Fill an upright ellipse."""
-        self.polygon([(centre[0] + c * radii[0], centre[1] + s * radii[1]) for c, s in _ROUND], colour, label)
+        corners = ((_ROUND * radii + centre + 0.5 / _UNIT) * _UNIT).astype(np.int32)
+        cv2.fillConvexPoly(self.image, corners, colour, cv2.LINE_8, _SHIFT)
+        cv2.fillConvexPoly(self.labels, corners, label, cv2.LINE_8, _SHIFT)
 
     def line(self, points: Sequence[Vec], thickness: float, colour: Colour, label: int) -> None:
         """Draw an open line, at least one pixel thick."""

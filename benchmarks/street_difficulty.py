@@ -1,0 +1,47 @@
+"""How hard the synthetic street is for colours alone, and how fast it is drawn.
+
+python benchmarks/street_difficulty.py [--identities 60] [--cameras 3] [--frames 8] [--seeds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import cv2
+from passerby_model.street import StreetConfig, generate
+from passerby_model.street.difficulty import colour_baseline
+
+VARIANTS = (
+    ("6 stripes", {"stripes": 6}),
+    ("8 stripes", {"stripes": 8}),
+    ("6 stripes, grey world", {"stripes": 6, "grey_world": True}),
+    ("6 stripes, true silhouettes", {"stripes": 6, "silhouette": True}),
+    ("6 stripes, grey world, true silhouettes", {"stripes": 6, "grey_world": True, "silhouette": True}),
+)
+
+
+def main() -> None:
+    """Print rank-1 and mAP of HSV stripe histograms, and frames per second of one core."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--identities", type=int, default=60)
+    parser.add_argument("--cameras", type=int, default=3)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3, help="streets to average over")
+    asked = parser.parse_args()
+    cv2.setNumThreads(1)
+    streets = [StreetConfig(asked.identities, asked.cameras, asked.frames, seed=seed) for seed in range(asked.seeds)]
+    print(f"{asked.identities} identities x {asked.cameras} cameras, same camera excluded, {asked.seeds} streets")
+    print(f"chance rank-1 {100 / asked.identities:.1f}")
+    for name, options in VARIANTS:
+        results = [colour_baseline(street, **options) for street in streets]
+        rank1 = ", ".join(f"{100 * result.rank1:.1f}" for result in results)
+        precision = ", ".join(f"{100 * result.mean_average_precision:.1f}" for result in results)
+        print(f"{name:42s} rank-1 {rank1}   mAP {precision}")
+    started = time.process_time()
+    frames = sum(len(tracklet.frames) for tracklet in generate(streets[0]))
+    print(f"{frames / (time.process_time() - started):.0f} frames/s of processor time on one core")
+
+
+if __name__ == "__main__":
+    main()
