@@ -6,7 +6,6 @@ bf16 where the processor has it, about twice as fast and 1e-4 off in cosine; `in
 
 from __future__ import annotations
 
-import os
 import queue
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from passerby_model.backends.base import (
     check_snippets,
     spec_from_graph,
 )
+from passerby_model.backends.cores import usable_cores
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
 
 InferencePrecision = Literal["f32", "bf16"]
@@ -86,13 +86,6 @@ class OpenVinoBackend:
         finally:
             self._requests.put(request)
         return check_encoded(Encoded(descriptors, masks), len(snippets), self.spec)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on (a container's or taskset's share where the system tells)."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
 
 
 def _settings(threads: int, streams: int, inference_precision: InferencePrecision) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""`passerby serve`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    bundle: Annotated[Path | None, typer.Option(help="Folder of the bundle with the encoder.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the galleries; made when missing. [default: data]")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT; port 0 takes a free one. [default: 127.0.0.1:50051]")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime. [default: auto]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the encoder; 0 for all cores.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting, for example limits.max_frames=500; repeatable.")
+    ] = None,
+    allow_unverified: Annotated[
+        bool | None, typer.Option("--allow-unverified", help="Serve a bundle without a passing parity report.")
+    ] = None,
+    insecure_listen: Annotated[
+        bool | None,
+        typer.Option("--insecure-listen", help="Listen beyond this machine without encryption or authentication."),
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json. [default: text]")] = None,
+) -> None:
+    """Serve a bundle: galleries, ingest and search over gRPC.
+
+    Settings come from flags, then from the environment (PASSERBY_ADDRESS, PASSERBY_LIMITS__MAX_FRAMES, ...), then from
+    the file, then from the defaults.
+    """
+    from passerby.errors import PasserbyError
+
+    from passerby_server import logs
+    from passerby_server.app import serve as serve_forever
+    from passerby_server.config import CONFIG_VARIABLE, load_config
+
+    flags: dict[str, object] = {
+        "bundle": bundle,
+        "data": data,
+        "address": address,
+        "backend": backend,
+        "threads": threads,
+        "allow_unverified": allow_unverified,
+        "insecure_listen": insecure_listen,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    try:
+        for assignment in set_ or ():
+            key, equals, value = assignment.partition("=")
+            if not equals:
+                raise typer.BadParameter(f"{assignment!r} is not KEY=VALUE", param_hint="--set")
+            flags[key] = value
+        file = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+        settings = load_config(flags, environment=os.environ, file=file)
+        logs.configure(settings.log_level, settings.log_format)
+        serve_forever(settings)
+    except PasserbyError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        raise typer.Exit(1) from error

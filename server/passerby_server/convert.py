@@ -1,0 +1,337 @@
+"""Protocol buffers <-> plain values, with validation: every wrong field becomes a violation with its path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
+from passerby import names
+from passerby.errors import FieldViolation, InvalidArgumentError
+from passerby.v1 import gallery_service_pb2 as gallery_service
+from passerby.v1 import resources_pb2 as resources
+from passerby.v1 import search_service_pb2 as search_service
+from passerby.v1 import tracklet_service_pb2 as tracklet_service
+
+from passerby_server.config import Limits
+from passerby_server.gallery.types import (
+    GalleryRecord,
+    GalleryStats,
+    Hit,
+    NewTracklet,
+    Rerank,
+    TrackletFilter,
+    TrackletRecord,
+)
+
+T = TypeVar("T")
+
+MAX_DISPLAY_NAME = 200
+MAX_CAMERA_ID = 128
+MAX_IDENTITY_ID = 128
+MAX_LABELS = 64
+MAX_LABEL_KEY = 63
+MAX_LABEL_VALUE = 256
+DEFAULT_PAGE_SIZE = 50
+DEFAULT_TOP_K = 10
+DEFAULT_RERANK = Rerank()
+
+METRICS = {
+    "squared_euclidean": resources.METRIC_SQUARED_EUCLIDEAN,
+    "cosine": resources.METRIC_COSINE,
+}
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Problems:
+    """Collects what is wrong with a request, so that the caller learns all of it at once."""
+
+    def __init__(self) -> None:
+        self._violations: list[FieldViolation] = []
+        self._reason = ""
+
+    def add(self, field: str, description: str, *, reason: str = "") -> None:
+        """One wrong field; the first `reason` becomes the error's."""
+        self._violations.append(FieldViolation(field, description))
+        self._reason = self._reason or reason
+
+    def catch(self, function: Callable[..., T], *arguments: object, **options: object) -> T | None:
+        """The result of `function`; its InvalidArgumentError is collected."""
+        try:
+            return function(*arguments, **options)
+        except InvalidArgumentError as error:
+            self._violations += error.violations
+            self._reason = self._reason or error.reason
+            return None
+
+    def check(self) -> None:
+        """Raises InvalidArgumentError when anything was wrong."""
+        if self._violations:
+            text = "; ".join(f"{field}: {description}" for field, description in self._violations)
+            raise InvalidArgumentError(text, reason=self._reason, violations=self._violations)
+
+
+def check_request_id(request_id: str, field: str = "request_id", *, required: bool = False) -> str:
+    """`request_id` unchanged; raises InvalidArgumentError unless it is a UUID, or empty when not `required`."""
+    if not request_id and not required:
+        return ""
+    if not request_id:
+        raise InvalidArgumentError.of(field, "is required here: it names the answer", reason="REQUEST_ID_MISSING")
+    if not _UUID.fullmatch(request_id):
+        raise InvalidArgumentError.of(field, "is not a UUID", reason="REQUEST_ID_MALFORMED")
+    return request_id
+
+
+def page_size(size: int, limits: Limits) -> int:
+    """Entries of a page: 50 when unset, lowered to the limit; raises InvalidArgumentError when negative."""
+    if size < 0:
+        raise InvalidArgumentError.of("page_size", f"{size} is negative", reason="PAGE_SIZE")
+    return min(size or DEFAULT_PAGE_SIZE, limits.max_page_size)
+
+
+def display_name(gallery: resources.Gallery) -> str:
+    """The gallery's display name; raises InvalidArgumentError when it is too long."""
+    if len(gallery.display_name) > MAX_DISPLAY_NAME:
+        raise InvalidArgumentError.of("gallery.display_name", f"is longer than {MAX_DISPLAY_NAME} characters")
+    return gallery.display_name
+
+
+def check_identity_id(identity_id: str, field: str = "identity_id") -> str:
+    """`identity_id` unchanged; raises InvalidArgumentError when it is too long or holds control characters."""
+    problems = Problems()
+    _check_text(problems, field, identity_id, MAX_IDENTITY_ID)
+    problems.check()
+    return identity_id
+
+
+def new_tracklet(
+    tracklet_id: str,
+    tracklet: resources.Tracklet,
+    capture_times: tuple[datetime, datetime] | None,
+    frame_count: int,
+    *,
+    prefix: str = "",
+) -> NewTracklet:
+    """What a caller says of a tracklet.
+
+    Args:
+        capture_times: of the first and the last frame, for the times that `tracklet` leaves open.
+        prefix: path of the message in the request, for example `header.`.
+
+    Raises:
+        InvalidArgumentError: with a violation for each wrong field.
+    """
+    problems, at = Problems(), f"{prefix}tracklet."
+    if tracklet_id:
+        problems.catch(names.check_tracklet_id, tracklet_id, field=f"{prefix}tracklet_id")
+    if not tracklet.camera_id:
+        problems.add(f"{at}camera_id", "is required", reason="CAMERA_ID_MISSING")
+    _check_text(problems, f"{at}camera_id", tracklet.camera_id, MAX_CAMERA_ID)
+    _check_text(problems, f"{at}identity_id", tracklet.identity_id, MAX_IDENTITY_ID)
+    _check_labels(problems, f"{at}labels", tracklet.labels)
+    start, end = _times(problems, at, tracklet, capture_times)
+    problems.check()
+    return NewTracklet(
+        tracklet_id=tracklet_id,
+        camera_id=tracklet.camera_id,
+        start_time=start,
+        end_time=end,
+        identity_id=tracklet.identity_id,
+        labels=dict(tracklet.labels),
+        frame_count=frame_count,
+    )
+
+
+def capture_times(
+    frames: Sequence[resources.Frame], first: int = 0, field: str = "frames.frames"
+) -> tuple[datetime, datetime] | None:
+    """Earliest and latest capture time of the frames that have one; raises InvalidArgumentError for a wrong one."""
+    problems = Problems()
+    times = [
+        time
+        for index, frame in enumerate(frames, start=first)
+        if frame.HasField("capture_time")
+        and (time := problems.catch(to_datetime, frame.capture_time, f"{field}[{index}].capture_time"))
+    ]
+    problems.check()
+    return (min(times), max(times)) if times else None
+
+
+def tracklet_filter(filter: tracklet_service.TrackletFilter, limits: Limits) -> TrackletFilter:
+    """The filter of a search or a listing; raises InvalidArgumentError with a violation for each wrong field."""
+    problems = Problems()
+    for field in ("camera_ids", "exclude_camera_ids", "identity_ids", "labels"):
+        count = len(getattr(filter, field))
+        if count > limits.max_filter_values:
+            problems.add(f"filter.{field}", f"names {count} values, more than the allowed {limits.max_filter_values}")
+    start = end = None
+    if filter.HasField("start_time"):
+        start = problems.catch(to_datetime, filter.start_time, "filter.start_time")
+    if filter.HasField("end_time"):
+        end = problems.catch(to_datetime, filter.end_time, "filter.end_time")
+    if start and end and start >= end:
+        problems.add("filter.end_time", "must be later than filter.start_time", reason="TIME_RANGE")
+    problems.check()
+    return TrackletFilter(
+        camera_ids=frozenset(filter.camera_ids),
+        exclude_camera_ids=frozenset(filter.exclude_camera_ids),
+        start_time=start,
+        end_time=end,
+        labels=dict(filter.labels),
+        identity_ids=frozenset(filter.identity_ids),
+    )
+
+
+def top_k(request: search_service.SearchTrackletsRequest, limits: Limits) -> int:
+    """Hits to return; raises InvalidArgumentError unless in [1, limits.max_top_k]."""
+    value = request.top_k if request.HasField("top_k") else min(DEFAULT_TOP_K, limits.max_top_k)
+    if not 1 <= value <= limits.max_top_k:
+        raise InvalidArgumentError.of(
+            "top_k", f"{value} is not between 1 and {limits.max_top_k}", reason="TOP_K_OUT_OF_RANGE"
+        )
+    return value
+
+
+def rerank(request: search_service.SearchTrackletsRequest, hits: int, limits: Limits) -> Rerank | None:
+    """The re-ranking asked for, with defaults filled in; raises InvalidArgumentError for a wrong option."""
+    if not request.HasField("rerank"):
+        return None
+    given, default, problems = request.rerank, DEFAULT_RERANK, Problems()
+    k1 = given.k1 if given.HasField("k1") else default.k1
+    # A k1 below the default k2 lowers it: asking for a small k1 alone is no mistake.
+    k2 = given.k2 if given.HasField("k2") else min(default.k2, max(k1, 1))
+    weight = given.original_weight if given.HasField("original_weight") else default.original_weight
+    shortlist = max(default.shortlist_size, hits)
+    if given.HasField("shortlist_size"):
+        shortlist = given.shortlist_size
+    if not 1 <= k1 <= limits.max_shortlist:
+        problems.add("rerank.k1", f"{k1} is not between 1 and {limits.max_shortlist}")
+    if not 1 <= k2 <= max(k1, 1):
+        problems.add("rerank.k2", f"{k2} is not between 1 and k1 = {k1}")
+    if not 0 <= weight <= 1:  # false for NaN too
+        problems.add("rerank.original_weight", f"{weight} is not in [0, 1]")
+    if not hits <= shortlist <= limits.max_shortlist:
+        problems.add("rerank.shortlist_size", f"{shortlist} is not between top_k = {hits} and {limits.max_shortlist}")
+    problems.check()
+    return Rerank(k1=k1, k2=k2, original_weight=weight, shortlist_size=shortlist)
+
+
+def descriptor(message: resources.TrackletDescriptor, field: str = "tracklet_descriptor") -> NDArray[np.float32]:
+    """float32 (D,); raises InvalidArgumentError without values or a fingerprint, or when a value is not finite."""
+    problems = Problems()
+    values = np.array(message.values, dtype=np.float32)
+    if not message.model_fingerprint:
+        problems.add(
+            f"{field}.model_fingerprint",
+            "is required: descriptors of two models are never compared",
+            reason="FINGERPRINT_MISSING",
+        )
+    if not len(values):
+        problems.add(f"{field}.values", "is empty")
+    elif not np.isfinite(values).all():
+        problems.add(f"{field}.values", "holds a value that is not finite")
+    problems.check()
+    return values
+
+
+def to_datetime(timestamp: Timestamp, field: str) -> datetime:
+    """Timezone-aware UTC, microseconds; raises InvalidArgumentError outside the years 1 to 9999."""
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgumentError.of(field, f"is no valid time: {error}", reason="TIME_MALFORMED") from error
+
+
+def to_timestamp(time: datetime) -> Timestamp:
+    """The time as protocol buffer."""
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp
+
+
+def gallery_message(record: GalleryRecord) -> resources.Gallery:
+    """A stored gallery as the API shows it."""
+    return resources.Gallery(
+        name=names.gallery_name(record.gallery_id),
+        display_name=record.display_name,
+        create_time=to_timestamp(record.create_time),
+        model_fingerprint=record.space.fingerprint,
+        metric=METRICS[record.space.metric],
+        descriptor_dim=record.space.descriptor_dim,
+    )
+
+
+def tracklet_message(record: TrackletRecord) -> resources.Tracklet:
+    """A stored tracklet as the API shows it."""
+    return resources.Tracklet(
+        name=names.tracklet_name(record.gallery_id, record.tracklet_id),
+        camera_id=record.camera_id,
+        start_time=to_timestamp(record.start_time) if record.start_time else None,
+        end_time=to_timestamp(record.end_time) if record.end_time else None,
+        identity_id=record.identity_id,
+        frame_count=record.frame_count,
+        create_time=to_timestamp(record.create_time),
+        labels=record.labels,
+    )
+
+
+def hit_message(hit: Hit) -> search_service.SearchHit:
+    """One hit as the API shows it."""
+    return search_service.SearchHit(
+        tracklet=tracklet_message(hit.tracklet),
+        distance=hit.distance,
+        reranked_distance=hit.reranked_distance,
+        siblings=[tracklet_message(sibling) for sibling in hit.siblings],
+        thumbnail=hit.thumbnail,
+    )
+
+
+def stats_message(stats: GalleryStats) -> gallery_service.GetGalleryStatsResponse:
+    """Counts as the API shows them."""
+    return gallery_service.GetGalleryStatsResponse(
+        tracklet_count=stats.tracklet_count,
+        identity_count=stats.identity_count,
+        camera_count=stats.camera_count,
+        index_size_bytes=stats.index_size_bytes,
+        frame_count=stats.frame_count,
+    )
+
+
+def _check_text(problems: Problems, field: str, text: str, longest: int) -> None:
+    if len(text) > longest:
+        problems.add(field, f"is longer than {longest} characters")
+    elif _CONTROL.search(text):
+        problems.add(field, "holds control characters")
+
+
+def _check_labels(problems: Problems, field: str, labels: Mapping[str, str]) -> None:
+    if len(labels) > MAX_LABELS:
+        problems.add(field, f"{len(labels)} labels are more than the allowed {MAX_LABELS}")
+        return
+    for key, value in labels.items():
+        if not 1 <= len(key) <= MAX_LABEL_KEY:
+            problems.add(field, f"the key {key[:MAX_LABEL_KEY]!r} does not have 1 to {MAX_LABEL_KEY} characters")
+        elif len(value) > MAX_LABEL_VALUE:
+            problems.add(f"{field}[{key!r}]", f"is longer than {MAX_LABEL_VALUE} characters")
+
+
+def _times(
+    problems: Problems, at: str, tracklet: resources.Tracklet, captured: tuple[datetime, datetime] | None
+) -> tuple[datetime | None, datetime | None]:
+    start, end = captured or (None, None)
+    if tracklet.HasField("start_time"):
+        start = problems.catch(to_datetime, tracklet.start_time, f"{at}start_time")
+    if tracklet.HasField("end_time"):
+        end = problems.catch(to_datetime, tracklet.end_time, f"{at}end_time")
+    if start and end and end < start:
+        problems.add(f"{at}end_time", "is before start_time", reason="TIME_RANGE")
+    elif start and not end and not tracklet.HasField("end_time"):
+        problems.add(f"{at}end_time", "is required with start_time, unless the frames have capture times")
+    elif end and not start and not tracklet.HasField("start_time"):
+        problems.add(f"{at}start_time", "is required with end_time, unless the frames have capture times")
+    return start, end

@@ -1,0 +1,243 @@
+"""Around every call of our API: limits on messages and calls, the one mapping of errors to statuses, a log line.
+
+- A `PasserbyError` becomes its status with AIP-193 details.
+- Anything else is logged with a traceback under an `error_id` and answered as plain INTERNAL with that id: what broke
+  inside is the operator's business, not the caller's.
+- A message above the limit gets RESOURCE_EXHAUSTED that says what to do. gRPC itself refuses those above
+  `HARD_MESSAGE_FACTOR` times the limit before reading them, with its own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+from passerby.errors import (
+    STATUS_METADATA_KEY,
+    FieldViolation,
+    InternalError,
+    InvalidArgumentError,
+    PasserbyError,
+    ResourceExhaustedError,
+)
+
+from passerby_server.config import Limits
+from passerby_server.logs import event
+
+log = logging.getLogger(__name__)
+
+API_PREFIX = "/passerby.v1."
+REQUEST_ID_KEY = "x-request-id"
+HARD_MESSAGE_FACTOR = 4
+# gRPC gives up on trailers above 8 KiB, and base64 makes details a third larger: cut texts, not whole errors.
+MAX_ERROR_TEXT = 500
+MAX_VIOLATION_TEXT = 150
+MAX_VIOLATIONS = 10
+_CALLERS_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """Stands for a message that was not parsed, because of `error`."""
+
+    error: PasserbyError
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """The interceptor; one for a server, since it counts the calls in progress."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._calls = 0
+        self._streams = 0
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wraps the handlers of our own API; health and reflection go through untouched."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(API_PREFIX):
+            return handler
+        # In a bulk stream one large message must not end the rest: `bulk.py` answers it by itself.
+        limit = None if handler.stream_stream else self._limits.max_message_bytes
+        codecs: dict[str, Any] = {
+            "request_deserializer": _bounded(handler.request_deserializer, limit),
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._unary_unary(method, handler.unary_unary), **codecs)
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(self._stream_unary(method, handler.stream_unary), **codecs)
+        return grpc.stream_stream_rpc_method_handler(self._stream_stream(method, handler.stream_stream), **codecs)
+
+    def _unary_unary(self, method: str, behaviour: Any) -> Any:
+        async def call(request: Message | _Refused, context: Context) -> Message:
+            async with self._guarded(method, context, streaming=False):
+                return self._check_answer(await behaviour(_accepted(request), context))
+
+        return call
+
+    def _stream_unary(self, method: str, behaviour: Any) -> Any:
+        async def call(requests: AsyncIterator[Message | _Refused], context: Context) -> Message:
+            async with self._guarded(method, context, streaming=True):
+                return self._check_answer(await behaviour(_all_accepted(requests), context))
+
+        return call
+
+    def _stream_stream(self, method: str, behaviour: Any) -> Any:
+        # A coroutine that writes, not a generator: when the caller goes away in the middle of a write, the generator
+        # below is closed at once and not when the garbage collector finds it.
+        async def call(requests: AsyncIterator[Message | _Refused], context: Context) -> None:
+            async with (
+                self._guarded(method, context, streaming=True),
+                contextlib.aclosing(behaviour(_all_accepted(requests), context)) as answers,
+            ):
+                async for answer in answers:
+                    await context.write(self._check_answer(answer))
+
+        return call
+
+    @contextlib.asynccontextmanager
+    async def _guarded(self, method: str, context: Context, *, streaming: bool) -> AsyncIterator[None]:
+        request_id, start, code = _request_id(context), time.perf_counter(), "OK"
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+        try:
+            with self._counted(streaming):
+                yield
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except grpc.aio.AbortError:
+            code = "ABORTED"
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place where any error becomes a status
+            public = explain(error, method=method, request_id=request_id)
+            code = f"{public.code.name} reason={public.reason}"
+            status = bounded_status(public)
+            await context.abort(
+                public.code,
+                status.message,
+                trailing_metadata=((REQUEST_ID_KEY, request_id), (STATUS_METADATA_KEY, status.SerializeToString())),
+            )
+        finally:
+            took = f"{(time.perf_counter() - start) * 1e3:.1f}"
+            event(log, logging.INFO, "call", method=method, code=code, ms=took, request_id=request_id)
+
+    @contextlib.contextmanager
+    def _counted(self, streaming: bool) -> Any:
+        if self._calls >= self._limits.max_requests or (streaming and self._streams >= self._limits.max_streams):
+            raise ResourceExhaustedError(
+                "the server is busy: too many calls are in progress; retry later",
+                reason="TOO_MANY_STREAMS" if self._calls < self._limits.max_requests else "TOO_MANY_REQUESTS",
+                retry_delay=1.0,
+            )
+        self._calls += 1
+        self._streams += streaming
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._streams -= streaming
+
+    def _check_answer(self, answer: Message) -> Message:
+        size = answer.ByteSize()
+        if size > self._limits.max_message_bytes:
+            raise ResourceExhaustedError(
+                f"the answer would be {size:,} bytes, at most {self._limits.max_message_bytes:,} are allowed; "
+                "ask for fewer entries, or leave the thumbnails out",
+                reason="ANSWER_TOO_LARGE",
+            )
+        return answer
+
+
+def explain(error: Exception, **fields: str) -> PasserbyError:
+    """The error as its caller may see it. Ours stay as they are; a fault of the server is logged and hidden."""
+    if isinstance(error, PasserbyError) and not isinstance(error, InternalError):
+        return error
+    error_id = uuid.uuid4().hex
+    details = " ".join(f"{key}={value}" for key, value in fields.items())
+    log.error("internal error error_id=%s %s", error_id, details, exc_info=error)
+    return InternalError(
+        f"internal error; the server's log has the details under error_id {error_id}",
+        reason=error.reason if isinstance(error, InternalError) else "",
+        metadata={"error_id": error_id},
+    )
+
+
+def bounded_status(error: PasserbyError) -> status_pb2.Status:
+    """The error's status with texts cut to what fits into gRPC's trailers."""
+    violations = [
+        FieldViolation(_cut(where, MAX_VIOLATION_TEXT), _cut(what, MAX_VIOLATION_TEXT))
+        for where, what in error.violations[:MAX_VIOLATIONS]
+    ]
+    return type(error)(
+        _cut(error.message, MAX_ERROR_TEXT),
+        reason=error.reason,
+        metadata={key: _cut(value, MAX_VIOLATION_TEXT) for key, value in error.metadata.items()},
+        violations=violations,
+        retry_delay=error.retry_delay,
+    ).to_status()
+
+
+def check_message_size(message: Message, limit: int) -> None:
+    """Raises ResourceExhaustedError when the message has more than `limit` bytes."""
+    if (size := message.ByteSize()) > limit:
+        raise _message_too_large(size, limit)
+
+
+def _message_too_large(size: int, limit: int) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        f"the message is {size:,} bytes, at most {limit:,} are allowed; "
+        "send long tracklets frame by frame with StreamTracklet",
+        reason="MESSAGE_TOO_LARGE",
+    )
+
+
+def _bounded(deserialize: Any, limit: int | None) -> Callable[[bytes], Message | _Refused]:
+    def parse(data: bytes) -> Message | _Refused:
+        if limit is not None and len(data) > limit:
+            return _Refused(_message_too_large(len(data), limit))
+        try:
+            message: Message = deserialize(data)
+        except DecodeError:
+            return _Refused(InvalidArgumentError("the message is malformed", reason="MESSAGE_MALFORMED"))
+        return message
+
+    return parse
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def _accepted(message: Message | _Refused) -> Message:
+    if isinstance(message, _Refused):
+        raise message.error
+    return message
+
+
+async def _all_accepted(messages: AsyncIterator[Message | _Refused]) -> AsyncIterator[Message]:
+    async for message in messages:
+        yield _accepted(message)
+
+
+def _request_id(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _CALLERS_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex

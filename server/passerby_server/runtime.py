@@ -1,0 +1,146 @@
+"""What the services work with: the loaded bundle, its encoder, the galleries, and the threads for blocking calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import grpc
+import numpy as np
+from passerby.errors import FailedPreconditionError, UnavailableError
+from passerby_model.backends import Backend, open_backend
+from passerby_model.backends.cores import usable_cores
+from passerby_model.bundle import Bundle, open_bundle
+
+from passerby_server.batcher import Batcher
+from passerby_server.config import ServerConfig
+from passerby_server.decode import Decoder
+from passerby_server.encoder import TrackletEncoder
+from passerby_server.gallery.embedded import open_galleries
+from passerby_server.gallery.types import Galleries, GalleryRecord, ModelSpace
+from passerby_server.logs import event
+
+P = ParamSpec("P")
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# Frames in the largest batch when the configuration leaves it open.
+DEFAULT_BATCH_FRAMES = 32
+# SQLite allows one writer; more threads only let searches run beside it.
+GALLERY_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that exists once the server has loaded."""
+
+    bundle: Bundle
+    backend: Backend
+    encoder: TrackletEncoder
+    galleries: Galleries
+    space: ModelSpace
+    max_batch: int
+
+
+class Runtime:
+    """Loads in the background of an already listening server; `loaded` refuses calls until then."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.draining = asyncio.Event()
+        """Set when the server begins to shut down: endless streams end then."""
+        self._loaded: Loaded | None = None
+        self._stack = AsyncExitStack()
+        self._threads = ThreadPoolExecutor(GALLERY_THREADS, thread_name_prefix="passerby-gallery")
+
+    @property
+    def loaded(self) -> Loaded:
+        """Raises UnavailableError (LOADING) while the server loads."""
+        if self._loaded is None:
+            raise UnavailableError("the server is loading its model; retry soon", reason="LOADING", retry_delay=1.0)
+        return self._loaded
+
+    async def load(self) -> Loaded:
+        """Opens bundle, encoder and galleries and warms up; raises their errors."""
+        config = self.config
+        bundle = await asyncio.to_thread(open_bundle, config.bundle, allow_unverified=config.allow_unverified)
+        backend = await asyncio.to_thread(
+            open_backend,
+            bundle,
+            config.backend,
+            threads=config.threads,
+            streams=config.batching.workers,
+            inference_precision=config.inference_precision,
+        )
+        size, manifest = bundle.manifest.input, bundle.manifest
+        max_batch = config.batching.max_snippets or max(1, DEFAULT_BATCH_FRAMES // size.snippet_length)
+        await asyncio.to_thread(warm_up, backend, (size.snippet_length, size.height, size.width, 3), max_batch)
+        galleries = await asyncio.to_thread(open_galleries, config.data)
+        self._stack.callback(galleries.close)
+        decoder = Decoder(size.height, size.width, config.limits, config.decode_threads or usable_cores())
+        self._stack.callback(decoder.close)
+        batcher = await self._stack.enter_async_context(
+            Batcher(
+                backend,
+                max_batch=max_batch,
+                max_wait=config.batching.max_wait_ms / 1000,
+                max_admitted=config.batching.max_queued_snippets,
+                workers=config.batching.workers,
+            )
+        )
+        encoder = TrackletEncoder(
+            decoder, batcher, snippet_length=size.snippet_length, max_frames=config.limits.max_frames
+        )
+        space = ModelSpace(bundle.fingerprint, manifest.descriptor_dim, manifest.metric)
+        self._loaded = Loaded(bundle, backend, encoder, galleries, space, max_batch)
+        return self._loaded
+
+    async def close(self) -> None:
+        """Stops the encoder and closes the galleries, once running gallery calls have ended."""
+        self._loaded = None
+        await asyncio.to_thread(self._threads.shutdown)
+        await self._stack.aclose()
+
+    async def blocking(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a blocking call (a gallery's method) in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+    async def gallery_of_this_model(self, gallery_id: str) -> GalleryRecord:
+        """The gallery; raises NotFoundError, or FailedPreconditionError when another model made it."""
+        loaded = self.loaded
+        record = await self.blocking(loaded.galleries.get_gallery, gallery_id)
+        check_fingerprint(loaded.space.fingerprint, record, "this server runs")
+        return record
+
+
+def check_fingerprint(fingerprint: str, gallery: GalleryRecord, whose: str) -> None:
+    """Raises FailedPreconditionError (MODEL_MISMATCH) unless the gallery was made by the model `fingerprint`."""
+    if fingerprint != gallery.space.fingerprint:
+        raise FailedPreconditionError(
+            f"the gallery was filled by the model {gallery.space.fingerprint[:12]}, {whose} {fingerprint[:12]}: "
+            "descriptors of two models cannot be compared; serve the gallery's bundle, or index again",
+            reason="MODEL_MISMATCH",
+            metadata={"gallery_fingerprint": gallery.space.fingerprint, "fingerprint": fingerprint},
+        )
+
+
+def warm_up(backend: Backend, shape: tuple[int, ...], max_batch: int) -> None:
+    """Runs every batch size that is a power of two, and the largest, so that no caller waits for the first run."""
+    sizes = {max_batch, *(2**power for power in range(int(math.log2(max_batch)) + 1))}
+    start = time.perf_counter()
+    for size in sorted(sizes):
+        backend.encode(np.zeros((size, *shape), dtype=np.uint8))
+    event(log, logging.INFO, "warmed up", batches=len(sizes), seconds=f"{time.perf_counter() - start:.2f}")
+
+
+def deadline_of(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
+    """The caller's deadline on the event loop's clock, None without one."""
+    remaining = context.time_remaining()
+    return None if remaining is None else asyncio.get_running_loop().time() + remaining

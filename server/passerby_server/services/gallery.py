@@ -1,0 +1,71 @@
+"""GalleryService."""
+
+from __future__ import annotations
+
+from passerby import names
+from passerby.v1 import gallery_service_pb2 as v1
+from passerby.v1 import gallery_service_pb2_grpc as v1_grpc
+
+from passerby_server import convert
+from passerby_server.interceptors import Context
+from passerby_server.runtime import Runtime
+
+
+class GalleryService(v1_grpc.GalleryServiceServicer):
+    """Creates, reads and deletes galleries."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def CreateGallery(  # noqa: N802
+        self, request: v1.CreateGalleryRequest, context: Context
+    ) -> v1.CreateGalleryResponse:
+        loaded, problems = self._runtime.loaded, convert.Problems()
+        problems.catch(names.check_gallery_id, request.gallery_id)
+        problems.catch(convert.display_name, request.gallery)
+        problems.catch(convert.check_request_id, request.request_id)
+        problems.check()
+        record = await self._runtime.blocking(
+            loaded.galleries.create_gallery,
+            request.gallery_id,
+            request.gallery.display_name,
+            loaded.space,
+            request.request_id,
+        )
+        return v1.CreateGalleryResponse(gallery=convert.gallery_message(record))
+
+    async def GetGallery(  # noqa: N802
+        self, request: v1.GetGalleryRequest, context: Context
+    ) -> v1.GetGalleryResponse:
+        gallery_id = names.parse_gallery_name(request.name)
+        record = await self._runtime.blocking(self._runtime.loaded.galleries.get_gallery, gallery_id)
+        return v1.GetGalleryResponse(gallery=convert.gallery_message(record))
+
+    async def ListGalleries(  # noqa: N802
+        self, request: v1.ListGalleriesRequest, context: Context
+    ) -> v1.ListGalleriesResponse:
+        size = convert.page_size(request.page_size, self._runtime.config.limits)
+        page = await self._runtime.blocking(self._runtime.loaded.galleries.list_galleries, size, request.page_token)
+        return v1.ListGalleriesResponse(
+            galleries=[convert.gallery_message(record) for record in page.items], next_page_token=page.next_page_token
+        )
+
+    async def DeleteGallery(  # noqa: N802
+        self, request: v1.DeleteGalleryRequest, context: Context
+    ) -> v1.DeleteGalleryResponse:
+        gallery_id = names.parse_gallery_name(request.name)
+        convert.check_request_id(request.request_id)
+        count = await self._runtime.blocking(
+            self._runtime.loaded.galleries.delete_gallery,
+            gallery_id,
+            force=request.force,
+            request_id=request.request_id,
+        )
+        return v1.DeleteGalleryResponse(deleted_tracklet_count=count)
+
+    async def GetGalleryStats(  # noqa: N802
+        self, request: v1.GetGalleryStatsRequest, context: Context
+    ) -> v1.GetGalleryStatsResponse:
+        gallery_id = names.parse_gallery_name(request.name)
+        stats = await self._runtime.blocking(self._runtime.loaded.galleries.stats, gallery_id)
+        return convert.stats_message(stats)

@@ -1,0 +1,80 @@
+"""ModelService."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from passerby.errors import FailedPreconditionError
+from passerby.v1 import model_service_pb2 as v1
+from passerby.v1 import model_service_pb2_grpc as v1_grpc
+from passerby.v1 import resources_pb2 as resources
+
+from passerby_server import convert
+from passerby_server.interceptors import Context
+from passerby_server.runtime import Loaded, Runtime, deadline_of
+
+BACKENDS = {"openvino": v1.BACKEND_OPENVINO, "onnxruntime": v1.BACKEND_ONNXRUNTIME}
+
+
+class ModelService(v1_grpc.ModelServiceServicer):
+    """Runs the model without a gallery."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def EmbedTracklet(  # noqa: N802
+        self, request: v1.EmbedTrackletRequest, context: Context
+    ) -> v1.EmbedTrackletResponse:
+        loaded = self._runtime.loaded
+        encoded = await loaded.encoder.encode(request.frames.frames, deadline=deadline_of(context))
+        return v1.EmbedTrackletResponse(
+            tracklet_descriptor=resources.TrackletDescriptor(
+                values=encoded.descriptor, model_fingerprint=loaded.space.fingerprint
+            ),
+            snippet_count=encoded.snippet_count,
+        )
+
+    async def ExplainTracklet(  # noqa: N802
+        self, request: v1.ExplainTrackletRequest, context: Context
+    ) -> v1.ExplainTrackletResponse:
+        loaded = self._runtime.loaded
+        if not loaded.backend.spec.mask_blocks:
+            raise FailedPreconditionError(
+                f"the model {loaded.bundle.manifest.architecture} has no spatial masks: only encoders with COSAM do",
+                reason="NO_MASKS",
+            )
+        encoded = await loaded.encoder.encode(request.frames.frames, deadline=deadline_of(context), with_masks=True)
+        masks = [
+            v1.SpatialMask(
+                frame_index=index, height=mask.shape[0], width=mask.shape[1], values=mask.ravel(), block=block
+            )
+            for block, stack in sorted(encoded.masks.items())
+            for index, mask in enumerate(stack)
+        ]
+        return v1.ExplainTrackletResponse(masks=masks, model_fingerprint=loaded.space.fingerprint)
+
+    async def GetModelInfo(  # noqa: N802
+        self, request: v1.GetModelInfoRequest, context: Context
+    ) -> v1.GetModelInfoResponse:
+        return v1.GetModelInfoResponse(
+            model_info=_info(self._runtime.loaded), server_version=metadata.version("passerby")
+        )
+
+
+def _info(loaded: Loaded) -> v1.ModelInfo:
+    manifest = loaded.bundle.manifest
+    return v1.ModelInfo(
+        model_fingerprint=manifest.fingerprint,
+        descriptor_dim=manifest.descriptor_dim,
+        snippet_length=manifest.input.snippet_length,
+        input_height=manifest.input.height,
+        input_width=manifest.input.width,
+        backend=BACKENDS[loaded.backend.name],
+        max_batch_size=loaded.max_batch,
+        architecture=manifest.architecture,
+        metric=convert.METRICS[manifest.metric],
+        mask_blocks=loaded.backend.spec.mask_blocks,
+        bundle_name=manifest.name,
+        calibrated=False,  # hits carry no decision yet, whatever the bundle holds
+        precision=loaded.backend.precision,
+    )

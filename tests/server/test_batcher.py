@@ -1,0 +1,263 @@
+"""The batcher alone, on a backend that computes with numpy and can be slowed down or broken."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from passerby.errors import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from passerby_model.backends import Encoded, EncoderSpec
+from passerby_server.batcher import Batcher
+
+
+class Adder:
+    """A backend: descriptor = sums over two halves of the snippet; remembers its batch sizes."""
+
+    name = "onnxruntime"
+    precision = "fp32"
+    spec = EncoderSpec(1, 2, 1, 2, (4,))
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.threads: set[str] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: Callable[[np.ndarray], None] | None = None
+        self.rows = 0
+
+    def encode(self, snippets: np.ndarray) -> Encoded:
+        self.gate.wait(10)
+        self.batches.append(len(snippets))
+        self.threads.add(threading.current_thread().name)
+        if self.failure:
+            self.failure(snippets)
+        values = snippets.astype(np.float32)
+        count = len(snippets) + self.rows
+        return Encoded(
+            np.resize(values.sum(axis=(1, 3, 4)), (count, 2)), {4: np.resize(values.mean(axis=4), (count, 1, 2, 1))}
+        )
+
+
+def snippets(*values: int) -> np.ndarray:
+    """uint8 (len(values), 1, 2, 1, 3): snippet i is full of values[i]."""
+    return np.stack([np.full((1, 2, 1, 3), value, dtype=np.uint8) for value in values])
+
+
+def run(test: Callable[[Adder, Batcher], Awaitable[Any]], **options: Any) -> Any:
+    async def main() -> Any:
+        backend = Adder()
+        async with Batcher(backend, **{"max_batch": 4, "max_wait": 0.5} | options) as batcher:
+            return await asyncio.wait_for(test(backend, batcher), 20)
+
+    return asyncio.run(main())
+
+
+async def blocked(backend: Adder, batcher: Batcher) -> asyncio.Future[Encoded]:
+    """Fills the encoder with one batch that ends when the gate opens."""
+    backend.gate.clear()
+    first = batcher.submit(snippets(99))
+    while batcher._queue:
+        await asyncio.sleep(0.001)
+    return first
+
+
+def test_requests_share_batches_and_get_their_own_rows() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)
+        waiting = [batcher.submit(snippets(value, value + 1)) for value in (1, 11, 21, 31)]
+        backend.gate.set()
+        results = await asyncio.gather(*waiting)
+        assert (await first).descriptors.tolist() == [[297, 297]]
+        assert backend.batches == [1, 4, 4]
+        for value, result in zip((1, 11, 21, 31), results, strict=True):
+            assert result.descriptors[:, 0].tolist() == [3 * value, 3 * value + 3]
+            assert result.masks[4][:, 0, 0, 0].tolist() == [value, value + 1]
+
+    run(test)
+
+
+def test_long_work_is_cut_and_comes_back_in_order() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        result = await batcher.encode(snippets(*range(11)))
+        assert result.descriptors[:, 0].tolist() == [3 * value for value in range(11)]
+        assert result.masks[4].shape == (11, 1, 2, 1)
+        assert backend.batches == [4, 4, 3]
+
+    run(test)
+
+
+def test_the_backend_never_runs_on_the_event_loop() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)
+        start = time.perf_counter()
+        await asyncio.sleep(0.01)  # the loop goes on while the encoder is busy
+        assert time.perf_counter() - start < 5
+        backend.gate.set()
+        await first
+        assert all(name.startswith("passerby-encoder") for name in backend.threads)
+
+    run(test)
+
+
+def test_a_lone_request_does_not_wait_for_others() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> float:
+        start = time.perf_counter()
+        await batcher.encode(snippets(1))
+        return time.perf_counter() - start
+
+    assert run(test, max_wait=1.0) < 0.5
+
+
+def test_a_batch_waits_for_a_request_that_is_being_decoded() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        with batcher.announce():
+            early = batcher.submit(snippets(1))
+            await asyncio.sleep(0.02)
+            late = batcher.submit(snippets(2))
+        await asyncio.gather(early, late)
+        assert backend.batches == [2]
+
+    run(test, max_wait=5.0)
+
+
+def test_a_batch_waits_no_longer_than_max_wait() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> float:
+        start = time.perf_counter()
+        with batcher.announce():
+            await batcher.encode(snippets(1))
+        return time.perf_counter() - start
+
+    assert 0.05 <= run(test, max_wait=0.05) < 2
+
+
+def test_cancelled_and_expired_work_is_never_computed() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)
+        cancelled = batcher.submit(snippets(1, 2))
+        expired = batcher.submit(snippets(3), deadline=asyncio.get_running_loop().time() + 0.01)
+        wanted = batcher.submit(snippets(4))
+        cancelled.cancel()
+        await asyncio.sleep(0.02)
+        backend.gate.set()
+        assert (await wanted).descriptors[0, 0] == 12
+        with pytest.raises(DeadlineExceededError):
+            await expired
+        await first
+        assert backend.batches == [1, 1]
+
+    run(test)
+
+
+def test_a_failure_ends_with_its_batch() -> None:
+    def fail(batch: np.ndarray) -> None:
+        if (batch == 13).any():
+            raise RuntimeError("the runtime broke")
+
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        backend.failure = fail
+        first = await blocked(backend, batcher)
+        doomed = [batcher.submit(snippets(13)), batcher.submit(snippets(1, 2, 3))]
+        safe = batcher.submit(snippets(4))
+        backend.gate.set()
+        for work in doomed:
+            with pytest.raises(InternalError, match="the runtime broke"):
+                await work
+        assert (await safe).descriptors[0, 0] == 12
+        await first
+
+    run(test)
+
+
+def test_a_batch_with_another_number_of_rows_is_refused() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        backend.rows = 1
+        with pytest.raises(InternalError, match=r"gave back \[3, 3\] rows for 2 snippets"):
+            await batcher.encode(snippets(1, 2))
+        backend.rows = 0
+        assert len((await batcher.encode(snippets(1, 2))).descriptors) == 2
+
+    run(test)
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        async with batcher.admit(4), batcher.admit(3):
+            with pytest.raises(ResourceExhaustedError) as raised:
+                await batcher.admit(2).__aenter__()
+            assert raised.value.reason == "QUEUE_FULL"
+            assert 0.1 <= (raised.value.retry_delay or 0) <= 30
+            async with batcher.admit(1):
+                assert batcher.admitted == 8
+        assert batcher.admitted == 0
+        async with batcher.admit(100):  # more than there is: admitted alone
+            assert batcher.admitted == 8
+
+    run(test, max_admitted=8)
+
+
+def test_a_patient_request_waits_for_its_turn() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        order = []
+
+        async def patient(name: str, count: int) -> None:
+            async with batcher.admit(count, patient=True):
+                order.append(name)
+
+        async with batcher.admit(8):
+            tasks = [asyncio.create_task(patient("large", 8)), asyncio.create_task(patient("small", 1))]
+            gone = asyncio.create_task(patient("gone", 1))
+            await asyncio.sleep(0.01)
+            gone.cancel()
+            await asyncio.sleep(0.01)
+            assert order == []
+        await asyncio.gather(*tasks)
+        assert order == ["large", "small"]
+        assert batcher.admitted == 0
+
+    run(test, max_admitted=8)
+
+
+def test_no_snippets_is_an_error() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        with pytest.raises(InvalidArgumentError):
+            batcher.submit(np.empty((0, 1, 2, 1, 3), dtype=np.uint8))
+
+    run(test)
+
+
+def test_stopping_answers_whoever_waits() -> None:
+    async def main() -> None:
+        backend = Adder()
+        batcher = Batcher(backend, max_batch=1)
+        await batcher.__aenter__()
+        first = await blocked(backend, batcher)
+        second = batcher.submit(snippets(2))
+        threading.Timer(0.05, backend.gate.set).start()
+        await batcher.__aexit__()
+        for work in (first, second):
+            with pytest.raises(UnavailableError):
+                await work
+        with pytest.raises(UnavailableError):
+            batcher.submit(snippets(3))
+
+    asyncio.run(main())
+
+
+def test_several_workers_compute_side_by_side() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        values = list(range(60))
+        results = await asyncio.gather(*(batcher.encode(snippets(value, value)) for value in values))
+        assert [int(result.descriptors[0, 0]) for result in results] == [3 * value for value in values]
+
+    run(test, workers=3, max_batch=5)
