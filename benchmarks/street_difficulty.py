@@ -12,12 +12,13 @@ import cv2
 from passerby_model.street import StreetConfig, generate
 from passerby_model.street.difficulty import colour_baseline
 
+# name, stripes, grey world, true silhouettes
 VARIANTS = (
-    ("6 stripes", {"stripes": 6}),
-    ("8 stripes", {"stripes": 8}),
-    ("6 stripes, grey world", {"stripes": 6, "grey_world": True}),
-    ("6 stripes, true silhouettes", {"stripes": 6, "silhouette": True}),
-    ("6 stripes, grey world, true silhouettes", {"stripes": 6, "grey_world": True, "silhouette": True}),
+    ("6 stripes", 6, False, False),
+    ("8 stripes", 8, False, False),
+    ("6 stripes, grey world", 6, True, False),
+    ("6 stripes, true silhouettes", 6, False, True),
+    ("6 stripes, grey world, true silhouettes", 6, True, True),
 )
 
 
@@ -33,8 +34,8 @@ def main() -> None:
     streets = [StreetConfig(asked.identities, asked.cameras, asked.frames, seed=seed) for seed in range(asked.seeds)]
     print(f"{asked.identities} identities x {asked.cameras} cameras, same camera excluded, {asked.seeds} streets")
     print(f"chance rank-1 {100 / asked.identities:.1f}")
-    for name, options in VARIANTS:
-        results = [colour_baseline(street, **options) for street in streets]
+    for name, stripes, grey, masks in VARIANTS:
+        results = [colour_baseline(street, stripes=stripes, grey_world=grey, silhouette=masks) for street in streets]
         rank1 = ", ".join(f"{100 * result.rank1:.1f}" for result in results)
         precision = ", ".join(f"{100 * result.mean_average_precision:.1f}" for result in results)
         print(f"{name:42s} rank-1 {rank1}   mAP {precision}")

@@ -111,6 +111,13 @@ def endless_scene_of(seed: int, index: int) -> Image:
     return scene
 
 
+@lru_cache(maxsize=64)
+def _sensor_noise(camera: Camera, rows: int, columns: int) -> NDArray[np.int16]:
+    """int16 (rows, columns, 3), more than a frame, so that each frame can take another piece of it."""
+    noise = np.random.default_rng([camera.index, rows, columns]).standard_normal((rows, columns, 3), np.float32)
+    return (noise * camera.noise).astype(np.int16)
+
+
 class Optics:
     """A camera's effect on pictures of one size, with one tracklet's share of changing light.
 
@@ -133,8 +140,7 @@ class Optics:
         light: Image = np.clip((1 + camera.gradient * slope / 1.4) * 128, 0, 255).astype(np.uint8)
         self._light = np.ascontiguousarray(np.repeat(light[..., None], 3, axis=2))
         self._unit = height / 256
-        noise = rng.standard_normal((rows + _NOISE_SHIFT, columns + _NOISE_SHIFT, 3), np.float32)
-        self._noise = (noise * camera.noise).astype(np.int16)
+        self._noise = _sensor_noise(camera, rows + _NOISE_SHIFT, columns + _NOISE_SHIFT)
 
     def apply(self, picture: Image, shake: float, rng: np.random.Generator) -> Image:
         """uint8 (H, W, 3) -> uint8 (H, W, 3). shake: factor on the camera's motion blur."""
@@ -148,7 +154,7 @@ class Optics:
         seen = cv2.resize(seen, self._small, interpolation=cv2.INTER_LINEAR)
         seen = cv2.multiply(seen, self._light, scale=1 / 128)
         seen = cv2.LUT(cv2.transform(seen, self._mix), self._curve)
-        dy, dx = rng.integers(0, _NOISE_SHIFT, 2)
+        dy, dx = rng.integers(0, _NOISE_SHIFT + 1, 2)
         noise = self._noise[dy : dy + self._small[1], dx : dx + self._small[0]]
         seen = cv2.add(seen, noise, dtype=cv2.CV_8U)
         return np.asarray(cv2.resize(seen, self._size, interpolation=cv2.INTER_LINEAR), np.uint8)

@@ -75,4 +75,5 @@ def stripe_histogram(
 
 def _grey_world(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     means = frame.reshape(-1, 3).mean(axis=0)
-    return np.clip(frame * (means.mean() / np.maximum(means, 1.0)), 0, 255).astype(np.uint8)
+    balanced: NDArray[np.float64] = np.clip(frame * (means.mean() / np.maximum(means, 1.0)), 0, 255)
+    return balanced.astype(np.uint8)

@@ -153,7 +153,7 @@ def _arm_parts(canvas: Canvas, person: Person, body: Pose, view: View, seen: dic
     wears, build = person.attributes, person.body.build
     thick = {"coat": 0.007, "jacket": 0.006, "hoodie": 0.006}.get(wears.upper_type, 0.0)
     s = view.scale
-    upper = (s * (0.032 * build + thick), s * (0.025 * build + thick))
+    upper = (s * (0.03 * build + thick), s * (0.025 * build + thick))
     lower = (s * (0.024 * build + thick), s * (0.018 * build + thick))
     skin = textures.shade(SKIN[wears.skin_tone], 0.92)
 
@@ -183,7 +183,7 @@ def _outline(levels: list[tuple[Vec, float]]) -> list[Vec]:
 def _wrap(canvas: Canvas, levels: list[tuple[Vec, float]], texture: Image) -> None:
     """Paint a body of revolution given by (axis point, half width) from top to bottom."""
     (x0, y0), (x1, y1) = levels[0][0], levels[-1][0]
-    wide = max(half for _, half in levels[:4])
+    wide = max(half for _, half in levels[:5])
     canvas.textured(_outline(levels), texture, ((x0 - wide, y0), (x0 + wide, y0), (x1 - wide, y1)), PERSON)
 
 
@@ -204,7 +204,8 @@ def _trunk_parts(canvas: Canvas, person: Person, body: Pose, view: View, seen: d
 
     levels = [
         level(-0.06, 0.035, 0.035),
-        level(0.0, 0.1 * shape.shoulders, 0.045),
+        level(0.0, 0.088 * shape.shoulders, 0.045),
+        level(0.05, 0.106 * shape.shoulders, 0.052),
         level(0.12, 0.112 * shape.shoulders, 0.06),
         level(0.35, 0.1 * shape.shoulders, 0.066),
         level(0.68, 0.088, 0.058),

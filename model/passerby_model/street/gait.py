@@ -67,7 +67,7 @@ def pose(person: Person, phase: float) -> Pose:
     head = (neck[0] + 0.022, sway * 0.5, neck[2] + HEAD_ABOVE_SHOULDERS)
     arms = []
     for side, shift in ((1, 0.0), (-1, math.pi)):
-        shoulder = (neck[0], side * 0.105 * body.shoulders + sway, neck[2] - 0.02)
+        shoulder = (neck[0], side * 0.1 * body.shoulders + sway, neck[2] - 0.036)
         if wears.umbrella and side == body.bag_side:
             arms.append(_raised(shoulder, side))
         elif body.pocket_hand == side:
