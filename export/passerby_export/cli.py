@@ -21,11 +21,47 @@ _Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is 
 _AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
+def export(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="From `passerby train`, or a state dict of the COSAM authors' code.", show_default=False),
+    ],
+    target: _Target,
+    precision: Annotated[
+        str, typer.Option(help="Storage of the weights: fp32, fp16 (half the size) or w8 (a quarter, int8).")
+    ] = "fp32",
+    name: Annotated[str | None, typer.Option(help="Name of the model. Default: its architecture.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Of a state dict that does not give it away, e.g. se_resnet50+cosam45+tp.")
+    ] = None,
+    snippet_length: Annotated[int, typer.Option(help="Frames a snippet; only with --architecture.")] = 4,
+    force: _Force = False,
+) -> None:
+    """Make a bundle from a checkpoint, proven equal to it on every runtime and batch size."""
+    try:
+        from passerby_model.encoder import Architecture
+
+        from .export import export as export_checkpoint
+    except ImportError as error:
+        from passerby.errors import FailedPreconditionError
+
+        raise FailedPreconditionError(
+            f"exporting needs {error.name}: pip install 'passerby[export]'", reason="EXTRA_MISSING"
+        ) from error
+    from .storage import as_precision
+
+    parsed = Architecture.parse(architecture, snippet_length=snippet_length) if architecture else None
+    manifest = export_checkpoint(
+        checkpoint, target, precision=as_precision(precision), name=name, architecture=parsed, force=force
+    )
+    _print_written(target, manifest)
+
+
 @bundle.command("wrap")
 def wrap_command(
     model: Annotated[Path, typer.Argument(help="The model: .onnx, or the .xml of an OpenVINO IR.", show_default=False)],
     target: _Target,
-    spec: Annotated[Path | None, typer.Option(help="YAML file with the settings below; flags go before it.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="YAML file with the settings below; a flag overrides it.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: its file name.")] = None,
     layout: Annotated[str | None, typer.Option(help="NCHW (default) or NHWC.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels. Default: what the model says.")] = None,
