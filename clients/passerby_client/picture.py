@@ -27,7 +27,11 @@ VERDICT_COLOURS: Mapping[Verdict, Colour] = {
     "unknown": (150, 156, 164),
 }
 QUERY_COLOUR: Colour = (38, 84, 160)
-_VERDICT_WORDS: Mapping[Verdict, str] = {"same": "same identity", "other": "another identity", "unknown": "unknown"}
+_VERDICT_WORDS: Mapping[Verdict, str] = {
+    "same": "same identity",
+    "other": "another identity",
+    "unknown": "identity unknown",
+}
 _PAPER: Colour = (250, 250, 248)
 _INK: Colour = (28, 32, 38)
 _FAINT: Colour = (104, 110, 120)
@@ -113,7 +117,7 @@ def draw(
         _draw_hit(sheet, (left, HEADER_HEIGHT + number // HITS_PER_ROW * row_height), hit, blocks)
     if not hits:
         _text(pen, (hits_left, HEADER_HEIGHT + RANK_HEIGHT), "No hits", _STRONG, _FAINT)
-    _footer(pen, width, height, {hit.verdict for hit in hits}, bool(blocks))
+    _footer(sheet, {hit.verdict for hit in hits}, heat=bool(blocks))
     return sheet
 
 
@@ -130,8 +134,8 @@ def heat_map(image: Image.Image, mask: NDArray[np.float32]) -> Image.Image:
 def jet(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """MATLAB's jet colours: values (...) in [0, 1] -> RGB (..., 3) in [0, 1], dark blue over green to dark red."""
     centres = np.array([3.0, 2.0, 1.0], dtype=np.float32)
-    ramps = 1.5 - np.abs(4 * values[..., None] - centres)
-    return np.clip(ramps, 0, 1).astype(np.float32)
+    ramps: NDArray[np.float32] = 1.5 - np.abs(4 * values[..., None] - centres)
+    return ramps.clip(0, 1).astype(np.float32)
 
 
 def spread(items: Sequence[Shot], count: int) -> list[Shot]:
@@ -219,8 +223,9 @@ def _caption(pen: ImageDraw.ImageDraw, corner: tuple[int, int], lines: Sequence[
         _text(pen, (left, top + 6 + number * 20), _fit(line, size, width), size, colour)
 
 
-def _footer(pen: ImageDraw.ImageDraw, width: int, height: int, verdicts: set[Verdict], heat: bool) -> None:
-    left, top = MARGIN, height - FOOTER_HEIGHT + 8
+def _footer(sheet: Image.Image, verdicts: set[Verdict], *, heat: bool) -> None:
+    pen = ImageDraw.Draw(sheet)
+    left, top = MARGIN, sheet.height - FOOTER_HEIGHT + 8
     for verdict, word in _VERDICT_WORDS.items():
         if verdict in verdicts:
             pen.rectangle((left, top + 1, left + 15, top + 16), fill=VERDICT_COLOURS[verdict])
@@ -233,7 +238,7 @@ def _footer(pen: ImageDraw.ImageDraw, width: int, height: int, verdicts: set[Ver
         text = "where the model looks: little"
         _text(pen, (left, top), text, _SMALL, _FAINT)
         left += int(_font(_SMALL).getlength(text)) + 8
-        pen._image.paste(bar, (left, top + 2))
+        sheet.paste(bar, (left, top + 2))
         _text(pen, (left + 98, top), "much (each frame scaled on its own)", _SMALL, _FAINT)
 
 

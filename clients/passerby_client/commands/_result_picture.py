@@ -14,9 +14,11 @@ from passerby.v1.resources_pb2 import Metric, Tracklet
 from passerby.v1.search_service_pb2 import SearchHit, SearchTrackletsResponse
 
 from passerby_client import Client
-from passerby_client.commands._common import last_part, time_span
+from passerby_client.commands.common import last_part, time_span
 from passerby_client.picture import Hit, Shot, Verdict, draw
 
+# More would make a picture that no one looks at; the table has them all.
+MAX_DRAWN = 30
 _METRIC_WORDS = {Metric.METRIC_SQUARED_EUCLIDEAN: "squared Euclidean distance", Metric.METRIC_COSINE: "cosine distance"}
 
 
@@ -49,7 +51,8 @@ def save_picture(
         caption = (identity or "identity unknown", seen, str(frames[0].parent))
     if overlay:
         query = _explained(client, query)
-    hits = [_hit(client, rank, hit, identity, answer, overlay) for rank, hit in enumerate(answer.hits, start=1)]
+    drawn = answer.hits[:MAX_DRAWN]
+    hits = [_hit(client, rank, hit, identity, answer, overlay) for rank, hit in enumerate(drawn, start=1)]
     measure = "re-ranked distance" if answer.reranked else _METRIC_WORDS.get(answer.metric, "distance")
     sheet = draw(
         query,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from passerby_client.commands._common import (
+from passerby_client.commands.common import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT,
     AsJson,

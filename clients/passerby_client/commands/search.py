@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from passerby_client.commands._common import (
+from passerby_client.commands.common import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT,
     AsJson,
