@@ -226,7 +226,7 @@ def test_many_people_share_their_colours() -> None:
 
 
 def test_colours_alone_fall_clearly_short() -> None:
-    result = colour_baseline(StreetConfig(identities=30, cameras=3, frames=3, seed=0))
+    result = colour_baseline(generate(StreetConfig(identities=30, cameras=3, frames=3, seed=0)))
     assert result.rank1 < 0.3
     assert result.mean_average_precision < 0.35
 

@@ -7,6 +7,7 @@ localized features", ECCV 2008, section 3 (six stripes), compared by Hellinger d
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -14,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passerby_model.metrics import evaluate, squared_euclidean
-from passerby_model.street.config import StreetConfig
-from passerby_model.street.tracklets import StreetTracklet, generate
+from passerby_model.street.tracklets import StreetTracklet
 
 BINS = (12, 4, 4)  # hue, saturation, value
 
@@ -30,15 +30,15 @@ class ColourBaseline:
 
 
 def colour_baseline(
-    config: StreetConfig, *, stripes: int = 6, grey_world: bool = False, silhouette: bool = False
+    tracklets: Iterable[StreetTracklet], *, stripes: int = 6, grey_world: bool = False, silhouette: bool = False
 ) -> ColourBaseline:
-    """Rank the tracklets of `config` by stripe histograms, same camera excluded.
+    """Rank tracklets (of `generate`) by stripe histograms, same camera excluded.
 
     grey_world: first scale each frame's channels to the same mean, which removes most of a colour cast.
     silhouette: count only the pixels of the true mask of person and accessories, as no camera can know it.
     """
     descriptors, identities, cameras = [], [], []
-    for tracklet in generate(config):
+    for tracklet in tracklets:
         descriptors.append(stripe_histogram(tracklet, stripes, grey_world=grey_world, silhouette=silhouette))
         identities.append(int(tracklet.identity))
         cameras.append(int(tracklet.camera.removeprefix("c")))
@@ -48,7 +48,7 @@ def colour_baseline(
     # Everybody of one camera shares its background: with them in the gallery, colours would never be right.
     distances[cams[:, None] == cams[None, :]] = np.finfo(np.float32).max
     result = evaluate(distances, ids, ids, cams, cams, max_rank=1)
-    return ColourBaseline(float(result.cmc[0]), result.mean_average_precision, 1 / config.identities)
+    return ColourBaseline(float(result.cmc[0]), result.mean_average_precision, 1 / len(set(identities)))
 
 
 def stripe_histogram(
