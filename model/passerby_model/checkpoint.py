@@ -39,7 +39,7 @@ _UNPICKLER_ERRORS = (
 )
 
 # The reference names attention modules by their place in a list: SE-ResNet50 counts its stem, ResNet50 does not.
-_BLOCK_OFFSET: dict[BackboneName, int] = {"se_resnet50": 1, "resnet50": 2}
+_BLOCK_OFFSET: dict[BackboneName, int] = {"se_resnet50": 1, "resnet50": 2, "resnet18": 2}
 _RESNET_STAGES = {"0": "stem.0", "1": "stem.1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _COSAM_PARTS = {
     "dim_reduction": "reduce",
@@ -264,7 +264,7 @@ def _from_reference(key: str, backbone: BackboneName) -> str:
         return f"encoder.{key}"
     head, _, tail = key.removeprefix("base.").partition(".")
     if key.startswith("base."):
-        stages = _RESNET_STAGES if backbone == "resnet50" else {"layer0": "stem.0"}
+        stages = {"layer0": "stem.0"} if backbone == "se_resnet50" else _RESNET_STAGES
         return f"encoder.backbone.{stages.get(head, head)}.{tail}"
     return key
 
@@ -278,7 +278,7 @@ def _to_reference(key: str, backbone: BackboneName) -> str:
         return f"attention_modules.attention_modules.{place}.{names[part]}.{tail}"
     if not key.startswith("backbone."):
         return key
-    stages = _RESNET_STAGES if backbone == "resnet50" else {"layer0": "stem.0"}
+    stages = {"layer0": "stem.0"} if backbone == "se_resnet50" else _RESNET_STAGES
     key = key.removeprefix("backbone.")
     for theirs, ours in stages.items():
         if key.startswith(f"{ours}."):

@@ -139,7 +139,7 @@ class TrackletEncoder(nn.Module):
 
     @property
     def descriptor_size(self) -> int:
-        """D: 2048, or 512 for RNN."""
+        """D: 2048 (512 for resnet18), or 512 for RNN."""
         return self.aggregation.descriptor_size
 
     def forward(self, frames: Tensor) -> tuple[Tensor, dict[int, Tensor]]:

@@ -8,7 +8,7 @@ from passerby_model import checkpoint
 from passerby_model.checkpoint import Checkpoint
 from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
 
-SMALL = Architecture.parse("resnet50+cosam5+tp", snippet_length=2, height=64, width=32)
+SMALL = Architecture.parse("resnet18+cosam5+tp", snippet_length=2, height=64, width=32)
 NAMES = {
     "se_resnet50_cosam45_tp": ("se_resnet50+cosam45+tp", 4),
     "se_resnet50_cosam45_ta": ("se_resnet50+cosam45+ta", 4),

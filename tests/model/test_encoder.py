@@ -67,6 +67,7 @@ def test_what_cannot_be_built_is_refused_with_the_reason(name, sizes, why):
         ("se_resnet50+cosam2345+tp", 2048, 2),
         ("resnet50+cosam5+ta", 2048, 8),
         ("resnet50+cosam4-paper+rnn", 512, 4),
+        ("resnet18+cosam25+tp", 512, 2),
     ],
 )
 def test_shapes(name, size, length):
@@ -83,15 +84,15 @@ def test_shapes(name, size, length):
 
 @pytest.mark.parametrize("shape", [(1, 3, 3, 64, 32), (1, 2, 3, 32, 64), (2, 3, 64, 32)])
 def test_other_input_sizes_are_a_clear_error(shape):
-    encoder = TrackletEncoder(Architecture.parse("resnet50+cosam5+tp", snippet_length=2, height=64, width=32))
+    encoder = TrackletEncoder(Architecture.parse("resnet18+cosam5+tp", snippet_length=2, height=64, width=32))
     with pytest.raises(InvalidArgumentError, match=r"takes \(B, N, 3, H, W\)"):
         encoder(torch.zeros(shape))
     with pytest.raises(InvalidArgumentError, match="was built for"):
-        encoder.cosam["5"](torch.zeros(2, 2048, 3, 3))
+        encoder.cosam["5"](torch.zeros(2, 512, 3, 3))
 
 
 def test_frames_of_other_snippets_do_not_matter():
-    encoder = TrackletEncoder(Architecture.parse("resnet50+cosam5+tp", snippet_length=2, height=64, width=32))
+    encoder = TrackletEncoder(Architecture.parse("resnet18+cosam5+tp", snippet_length=2, height=64, width=32))
     frames = torch.randn(3, 2, 3, 64, 32)
     with torch.inference_mode():
         together = encoder.eval()(frames)[0]

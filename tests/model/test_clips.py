@@ -1,0 +1,157 @@
+import json
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from passerby.errors import InvalidArgumentError
+from passerby_model import clips
+from passerby_model.datasets import Tracklet
+from passerby_model.train_config import Augmentation
+from PIL import Image
+
+PLAIN = Augmentation(crop=0, flip=0)
+
+
+@pytest.fixture
+def tracklet(tmp_path):
+    """Five frames; frame i is filled with 10 * i, its left half 5 brighter."""
+    frames = []
+    for i in range(5):
+        image = np.full((40, 20, 3), 10 * i, np.uint8)
+        image[:, :10] += 5
+        frames.append(tmp_path / f"{i}.png")
+        Image.fromarray(image).save(frames[-1])
+    return Tracklet("ann", "c1", "t1", tuple(frames))
+
+
+def builder(tracklet, augmentation, seed=0, cache=10**6):
+    store = clips.FrameStore(64, 32, cache)
+    return clips.ClipBuilder([tracklet], store, augmentation, 4, (64, 32), seed)
+
+
+@given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 99))
+def test_clip_indices_are_consecutive_or_cyclic(frame_count, length, seed):
+    indices = clips.clip_indices(frame_count, length, np.random.default_rng(seed))
+    assert indices.shape == (length,)
+    if frame_count >= length:
+        assert 0 <= indices[0] <= frame_count - length
+        assert (np.diff(indices) == 1).all()
+    else:
+        assert indices.tolist() == [i % frame_count for i in range(length)]
+
+
+def test_every_start_of_a_tracklet_is_drawn():
+    generator = np.random.default_rng(0)
+    assert {int(clips.clip_indices(7, 4, generator)[0]) for _ in range(200)} == {0, 1, 2, 3}
+
+
+def test_reference_starts_are_among_ours(shared):
+    golden = json.loads((shared / "golden" / "sampling.json").read_text())
+    assert set(golden) >= {"dense"}
+    generator = np.random.default_rng(0)
+    for length in (2, 4, 8):
+        starts = {int(clips.clip_indices(length + 3, length, generator)[0]) for _ in range(300)}
+        assert starts == {0, 1, 2, 3}
+
+
+def test_without_augmentation_the_clip_is_the_resized_frames(tracklet):
+    clip = builder(tracklet, PLAIN).batch(np.array([0]), iteration=0)[0]
+    assert clip.shape == (4, 64, 32, 3)
+    assert clip.dtype == np.uint8
+    starts = clip[:, 0, -1, 0].astype(int)
+    assert (np.diff(starts) == 10).all()
+    assert (clip[:, 0, 0, 0] == starts + 5).all()
+
+
+def test_batches_depend_on_seed_and_iteration_only(tracklet):
+    everything = Augmentation(crop=0.5, flip=0.5, erase=0.5, colour=0.5, grey=0.2, blur=0.5)
+    members = np.array([0, 0])
+    one = builder(tracklet, everything).batch(members, 7)
+    assert np.array_equal(one, builder(tracklet, everything, cache=0).batch(members, 7))
+    assert not np.array_equal(one, builder(tracklet, everything).batch(members, 8))
+    assert not np.array_equal(one, builder(tracklet, everything, seed=1).batch(members, 7))
+    assert not np.array_equal(one[0], one[1])
+
+
+def test_flip_is_independent_for_each_frame_unless_asked(tracklet):
+    def mirrored(options):
+        made = builder(tracklet, options).batch(np.zeros(40, int), 0)
+        return (made[:, :, 0, 0, 0] < made[:, :, 0, -1, 0]).sum(axis=1)
+
+    assert set(mirrored(Augmentation(crop=0))) > {1, 2, 3}
+    assert set(mirrored(Augmentation(crop=0, per_clip=True))) == {0, 4}
+
+
+def test_recolour_is_the_same_for_all_frames_and_spreads_colours():
+    clip = np.random.default_rng(0).integers(0, 256, (1, 16, 8, 3), dtype=np.uint8)
+    clip = np.repeat(clip, 4, axis=0)
+    means = []
+    for seed in range(30):
+        out = clips.recolour(clip, 1.0, np.random.default_rng(seed))
+        assert out.dtype == np.uint8
+        assert (out == out[:1]).all()
+        means.append(out.mean(axis=(0, 1, 2)))
+    assert np.std(means, axis=0).min() > 20
+    faint = clips.recolour(clip, 1e-6, np.random.default_rng(0)).astype(int)
+    assert np.abs(faint - clip).max() <= 1
+
+
+def test_erase_fills_a_rectangle_of_2_to_40_percent():
+    for seed in range(50):
+        frame = np.zeros((64, 32, 3), np.uint8)
+        clips.erase(frame, np.random.default_rng(seed))
+        share = (frame[..., 0] > 0).mean()
+        assert 0.01 < share < 0.45
+        rows, columns = np.nonzero(frame[..., 0])
+        assert (frame[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == [124, 116, 104]).all()
+
+
+def test_blur_loses_detail():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)
+    out = clips.augment([noise], (64, 32), Augmentation(crop=0, flip=0, blur=1), np.random.default_rng(0))
+    assert out.std() < 0.8 * noise.std()
+
+
+def test_store_shrinks_large_frames_and_keeps_to_its_limit(tmp_path):
+    path = tmp_path / "large.png"
+    Image.fromarray(np.zeros((400, 300, 3), np.uint8)).save(path)
+    store = clips.FrameStore(64, 32, cache_bytes=72 * 36 * 3)
+    first = store.get(path)
+    assert first.shape == (72, 36, 3)
+    assert store.get(path) is first
+    other = tmp_path / "other.png"
+    other.write_bytes(path.read_bytes())
+    assert store.get(other) is not store.get(other)
+
+
+def test_an_unreadable_frame_is_named(tmp_path):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"no image")
+    with pytest.raises(InvalidArgumentError, match=r"broken\.jpg"):
+        builder(Tracklet("ann", "c1", "t1", (path,)), PLAIN).batch(np.array([0]), 0)
+
+
+def test_prefetched_keeps_the_order_and_runs_ahead():
+    started, release = [], threading.Event()
+
+    def work(job):
+        started.append(job)
+        if job:
+            release.wait(10)
+        return job * job
+
+    results = clips.prefetched(iter(range(6)), work, workers=2)
+    assert next(results) == (0, 0)
+    release.set()
+    assert list(results) == [(i, i * i) for i in range(1, 6)]
+    assert sorted(started) == list(range(6))
+
+
+def test_prefetched_passes_errors_on():
+    def work(job):
+        raise InvalidArgumentError(f"job {job}")
+
+    with pytest.raises(InvalidArgumentError, match="job 0"):
+        list(clips.prefetched(range(3), work, workers=2))
