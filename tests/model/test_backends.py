@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,6 +81,22 @@ def test_other_input_is_refused_before_the_runtime(tmp_path: Path, kind: Backend
 
 def test_auto_takes_openvino(tmp_path: Path) -> None:
     assert open_backend(open_bundle(make_bundle(tmp_path))).name == "openvino"
+
+
+def test_openvino_tells_nobody(tmp_path: Path) -> None:
+    write_encoder(tmp_path / "encoder.onnx")
+    script = (
+        "import os, sys\n"
+        "def refuse(): raise SystemExit('a process was forked')\n"
+        "os.fork = refuse\n"
+        "from passerby_model.backends import open_encoder\n"
+        "assert open_encoder(sys.argv[1], 'onnx', 'openvino').name == 'openvino'\n"
+        "assert not [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "encoder.onnx"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_openvino_ir_runs_on_openvino_only(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def running(bundle: Path, data: Path, **settings: Any) -> Iterator[LiveServer]:
                 box["server"], box["loop"], box["stop"] = server, asyncio.get_running_loop(), asyncio.Event()
                 ready.set()
                 await box["stop"].wait()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
             box["error"] = error
         finally:
             ready.set()

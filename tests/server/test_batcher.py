@@ -17,14 +17,14 @@ from passerby.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from passerby_model.backends import Encoded, EncoderSpec
+from passerby_model.backends import BackendName, Encoded, EncoderSpec
 from passerby_server.batcher import Batcher
 
 
 class Adder:
     """A backend: descriptor = sums over two halves of the snippet; remembers its batch sizes."""
 
-    name = "onnxruntime"
+    name: BackendName = "onnxruntime"
     precision = "fp32"
     spec = EncoderSpec(1, 2, 1, 2, (4,))
 
@@ -67,7 +67,7 @@ async def blocked(backend: Adder, batcher: Batcher) -> asyncio.Future[Encoded]:
     """Fills the encoder with one batch that ends when the gate opens."""
     backend.gate.clear()
     first = batcher.submit(snippets(99))
-    while batcher._queue:
+    while batcher._queue:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
     return first
 

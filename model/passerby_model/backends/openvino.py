@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 from passerby.errors import InternalError
 
@@ -27,7 +26,10 @@ from passerby_model.backends.base import (
     spec_from_graph,
 )
 from passerby_model.backends.cores import usable_cores
+from passerby_model.backends.quiet import import_openvino
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
+
+openvino = import_openvino()
 
 InferencePrecision = Literal["f32", "bf16"]
 

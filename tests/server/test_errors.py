@@ -1,0 +1,131 @@
+"""The one mapping of errors to statuses: nothing is unmapped, nothing of the inside leaks out."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from passerby import errors
+from passerby.v1 import model_service_pb2 as model_v1
+from passerby.v1 import tracklet_service_pb2 as tracklet_v1
+from passerby_server.interceptors import bounded_status, explain
+
+from tests.server.live import LiveServer, refused
+from tests.server.pictures import crops, sequence
+
+FRAMES = sequence(crops(1))
+
+
+@pytest.fixture
+def failing(live: LiveServer):
+    """Lets the server's encoder raise whatever the test says."""
+    encoder = live.server.runtime.loaded.encoder
+    original = encoder.encode
+
+    def fail_with(error: BaseException) -> None:
+        async def fail(*_: object, **__: object) -> None:
+            raise error
+
+        live.on_loop(lambda: setattr(encoder, "encode", fail))
+
+    yield fail_with
+    live.on_loop(lambda: setattr(encoder, "encode", original))
+
+
+def embed(live: LiveServer):
+    return live.model.EmbedTracklet(model_v1.EmbedTrackletRequest(frames=FRAMES), timeout=20)
+
+
+def test_every_error_has_a_status_of_its_own() -> None:
+    codes = [cls.code for cls in errors.PasserbyError.__subclasses__()]
+    assert len(set(codes)) == len(codes)
+    assert errors.PasserbyError.code not in codes
+
+
+@pytest.mark.parametrize("cls", errors.PasserbyError.__subclasses__(), ids=lambda cls: cls.__name__)
+def test_every_error_arrives_as_it_was_raised(live: LiveServer, failing, cls: type[errors.PasserbyError]) -> None:
+    sent = cls("what to do", reason="SOME_REASON", metadata={"key": "value"}, retry_delay=1.5)
+    failing(sent)
+    arrived = refused(lambda: embed(live))
+    assert type(arrived) is cls
+    assert arrived.reason == "SOME_REASON"
+    if cls is errors.InternalError:
+        assert "error_id" in arrived.metadata
+        assert "what to do" not in arrived.message
+    else:
+        assert (arrived.message, arrived.metadata, arrived.retry_delay) == ("what to do", {"key": "value"}, 1.5)
+
+
+def test_an_unknown_exception_is_internal_and_logged_with_its_id(live: LiveServer, failing, caplog) -> None:
+    failing(ZeroDivisionError("secret of the inside"))
+    with caplog.at_level(logging.ERROR):
+        error = refused(lambda: embed(live))
+    assert error.code.name == "INTERNAL"
+    assert "secret" not in error.message
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert error.metadata["error_id"] in record.getMessage()
+    assert record.exc_info is not None
+    assert "secret of the inside" in str(record.exc_info[1])
+
+
+def test_an_unknown_exception_in_a_bulk_stream_ends_one_item(live: LiveServer, gallery: str, failing) -> None:
+    failing(ZeroDivisionError("secret of the inside"))
+    requests = [
+        tracklet_v1.BulkIngestTrackletsRequest(
+            request=tracklet_v1.IngestTrackletRequest(
+                parent=gallery,
+                tracklet={"camera_id": "1"},
+                frames=FRAMES,
+                request_id=f"00000000-0000-0000-0000-00000000000{index}",
+            )
+        )
+        for index in range(3)
+    ]
+    answers = list(live.tracklets.BulkIngestTracklets(iter(requests), timeout=20))
+    assert [answer.status.code for answer in answers] == [13, 13, 13]
+    assert "secret" not in str(answers)
+
+
+def test_a_backend_that_fails_is_internal_and_the_next_request_is_served(live: LiveServer, monkeypatch) -> None:
+    backend = type(live.server.runtime.loaded.backend)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret of the inside")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "encode", fail)
+        error = refused(lambda: embed(live))
+        assert (error.code.name, error.reason) == ("INTERNAL", "ENCODER_FAILED")
+        assert "secret" not in error.message
+    assert embed(live).snippet_count == 1
+
+
+def test_long_errors_are_cut_to_what_grpc_carries() -> None:
+    violations = [errors.FieldViolation(f"frames[{index}]", "x" * 5000) for index in range(500)]
+    error = errors.InvalidArgumentError("é" * 100_000, violations=violations)
+    assert len(bounded_status(error).SerializeToString()) < 5000
+    assert len(errors.from_status(bounded_status(error)).violations) == 10
+
+
+def test_known_errors_stay_themselves() -> None:
+    error = errors.NotFoundError("no such gallery")
+    assert explain(error) is error
+
+
+def test_logs_hold_no_payloads_and_no_names(live: LiveServer, gallery: str, caplog) -> None:
+    with caplog.at_level(logging.DEBUG, logger="passerby_server"):
+        live.ingest(gallery, FRAMES, camera="secret-camera", identity_id="secret-person")
+        refused(lambda: live.ingest(gallery, FRAMES, camera="secret-camera" * 100))
+    text = " ".join(record.getMessage() + str(getattr(record, "fields", "")) for record in caplog.records)
+    assert "IngestTracklet" in text
+    assert "secret" not in text
+    assert gallery.removeprefix("galleries/") not in text
+
+
+def test_every_method_is_guarded() -> None:
+    for name in ("gallery", "tracklet", "search", "model"):
+        stub = Path(errors.__file__).parent / f"v1/{name}_service.proto"
+        assert "returns (stream" not in stub.read_text().replace(
+            "(stream BulkIngestTrackletsRequest) returns (stream", ""
+        )
