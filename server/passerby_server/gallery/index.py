@@ -24,6 +24,8 @@ from passerby_server.gallery.types import Metric
 
 SHARD_BYTES = 64 * 2**20
 """Descriptors of one shard: searched by one thread, and moved when one of them is deleted (about 10 ms)."""
+MIN_SHARD_ROWS = 256
+"""Rows of a shard at least, however long they are."""
 SLACK = 16
 """Further candidates fetched beyond k, whose distances are recomputed: room for float32 rounding and for ties."""
 ROUNDING = 2e-5
@@ -164,7 +166,7 @@ class ExactIndex:
         self._dimension = dimension
         self._metric: Metric = metric
         self._pool = pool
-        self._capacity = max(256, SHARD_BYTES // (4 * dimension))
+        self._capacity = max(MIN_SHARD_ROWS, SHARD_BYTES // (4 * dimension))
         self._shards: list[_Shard] = []
         self._lock = ReadWriteLock()
 

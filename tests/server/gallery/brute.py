@@ -16,14 +16,13 @@ class Entry:
 
 
 def passes(tracklet: NewTracklet, where: TrackletFilter) -> bool:
-    timed = tracklet.start_time is not None
     return (
         (not where.camera_ids or tracklet.camera_id in where.camera_ids)
         and tracklet.camera_id not in where.exclude_camera_ids
         and (not where.identity_ids or tracklet.identity_id in where.identity_ids)
         and all(tracklet.labels.get(key) == value for key, value in where.labels.items())
-        and (where.start_time is None or (timed and tracklet.end_time >= where.start_time))
-        and (where.end_time is None or (timed and tracklet.start_time < where.end_time))
+        and (where.start_time is None or (tracklet.end_time is not None and tracklet.end_time >= where.start_time))
+        and (where.end_time is None or (tracklet.start_time is not None and tracklet.start_time < where.end_time))
     )
 
 

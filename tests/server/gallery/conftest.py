@@ -23,6 +23,11 @@ class Reopenable:
         self.galleries = self._opener(self.folder)
         return self.galleries
 
+    def now_and_reopened(self):
+        """The open galleries, then the same ones after a restart."""
+        yield self.galleries
+        yield self.reopen()
+
 
 @pytest.fixture(params=list(OPENERS))
 def home(request, tmp_path):

@@ -29,7 +29,7 @@ def test_tracklet_is_stored_as_given(gallery, home):
     }
     stored = put(gallery, "t.1", vector, thumbnail=b"\xff\xd8", frame_count=9, **said)
     assert {name: getattr(stored, name) for name in said} == said
-    for opened in (gallery, home.reopen()):
+    for opened in home.now_and_reopened():
         assert opened.get_tracklet("g", "t.1") == stored
         np.testing.assert_array_equal(opened.get_descriptor("g", "t.1"), vector)
         assert opened.get_thumbnail("g", "t.1") == b"\xff\xd8"
@@ -145,7 +145,7 @@ def test_another_models_descriptors_are_refused(gallery):
     [
         ModelSpace("f", 0, "cosine"),
         ModelSpace("f", 70000, "cosine"),
-        ModelSpace("f", 4, "l1"),
+        ModelSpace("f", 4, "l1"),  # type: ignore[arg-type]
         ModelSpace("", 4, "cosine"),
     ],
     ids=["no-values", "too-many-values", "metric", "no-fingerprint"],
@@ -241,7 +241,7 @@ def test_deleted_tracklet_is_gone(gallery, home):
     put(gallery, "t", [1, 0, 0, 0], thumbnail=b"jpeg", identity_id="p", labels={"k": "v"})
     put(gallery, "u", [0, 1, 0, 0])
     gallery.delete_tracklet("g", "t")
-    for opened in (gallery, home.reopen()):
+    for opened in home.now_and_reopened():
         assert ids(opened.search("g", ask([1, 0, 0, 0]))) == ["u"]
         with pytest.raises(NotFoundError):
             opened.get_tracklet("g", "t")
@@ -254,7 +254,7 @@ def test_gallery_with_tracklets_is_deleted_only_by_force(gallery, home):
         gallery.delete_gallery("g", force=False)
     assert reason(caught) == "GALLERY_NOT_EMPTY"
     assert gallery.delete_gallery("g", force=True) == 1
-    for opened in (gallery, home.reopen()):
+    for opened in home.now_and_reopened():
         with pytest.raises(NotFoundError):
             opened.search("g", ask([1, 0, 0, 0]))
     home.galleries.create_gallery("g", "", SPACE)
@@ -265,7 +265,7 @@ def test_assigned_identity_counts_at_once(gallery, home):
     put(gallery, "t", [1, 0, 0, 0], identity_id="p")
     assert gallery.assign_identity("g", "t", "q").identity_id == "q"
     where = TrackletFilter(identity_ids=frozenset({"q"}))
-    for opened in (gallery, home.reopen()):
+    for opened in home.now_and_reopened():
         assert ids(opened.search("g", ask([0, 0, 0, 0], filter=where))) == ["t"]
     assert home.galleries.assign_identity("g", "t", "").identity_id == ""
 
