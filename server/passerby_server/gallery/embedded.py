@@ -154,8 +154,7 @@ class EmbeddedGalleries:
             if deleted[1] is not None:
                 self._live.pop(deleted[1], None)
 
-        count, _ = self._store.write(change, publish)
-        self._store.scrub_log()
+        count, _ = self._store.write(change, publish, scrub=True)
         return count
 
     def stats(self, gallery_id: str) -> GalleryStats:
@@ -263,8 +262,7 @@ class EmbeddedGalleries:
             if deleted is not None:
                 self._live[deleted[0]].remove(deleted[1])
 
-        self._store.write(change, publish)
-        self._store.scrub_log()
+        self._store.write(change, publish, scrub=True)
 
     def assign_identity(
         self, gallery_id: str, tracklet_id: str, identity_id: str, request_id: str = ""

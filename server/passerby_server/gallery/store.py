@@ -9,6 +9,7 @@ nothing else with it. Readers have connections of their own and see the last com
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 import threading
@@ -29,6 +30,8 @@ from passerby.errors import (
 from passerby_server.gallery import schema
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 DATABASE_NAME = "gallery.db"
 LOCK_NAME = "lock"
@@ -71,9 +74,10 @@ class FolderLock:
 class _Write(Generic[T]):
     """One queued write and what became of it."""
 
-    def __init__(self, change: Callable[[sqlite3.Connection], T], publish: Callable[[T], None]) -> None:
+    def __init__(self, change: Callable[[sqlite3.Connection], T], publish: Callable[[T], None], *, scrub: bool) -> None:
         self.change = change
         self.publish = publish
+        self.scrub = scrub
         self.done = False
         self.value: T | None = None
         self.error: BaseException | None = None
@@ -105,13 +109,23 @@ class Store:
         self._scrub_wanted = False
         self._closed = False
 
-    def write(self, change: Callable[[sqlite3.Connection], T], publish: Callable[[T], None] = lambda _: None) -> T:
+    def write(
+        self,
+        change: Callable[[sqlite3.Connection], T],
+        publish: Callable[[T], None] = lambda _: None,
+        *,
+        scrub: bool = False,
+    ) -> T:
         """Runs `change` in a transaction and returns its value once that is durable.
 
-        `publish` then gets the value, before any later write begins: what it derives is derived in storing order.
-        Whatever `change` raises undoes this change alone and is raised here.
+        `publish` then gets the value, before any later write begins: what it derives is derived in storing order. It
+        must not raise. Whatever `change` raises undoes this change alone and is raised here.
+
+        `scrub` says that the change deletes: the write-ahead log, which holds the deleted content until then, is
+        emptied too. A read that takes longer than SCRUB_WAIT prevents that; then it is tried again after each later
+        write, and at close and open.
         """
-        write = _Write(change, publish)
+        write = _Write(change, publish, scrub=scrub)
         with self._queue_lock:
             self._queue.append(write)
         with self._writer_lock:
@@ -140,17 +154,6 @@ class Store:
         """Holds back all writes."""
         with self._writer_lock:
             yield
-
-    def scrub_log(self) -> None:
-        """Empties the write-ahead log, which holds deleted content until then.
-
-        A read that takes longer than SCRUB_WAIT prevents it; then it is tried again after each later write, and at
-        close and open.
-        """
-        with self._writer_lock:
-            self._scrub_wanted = True
-            if not self._closed:
-                self._scrub(SCRUB_WAIT)
 
     def close(self) -> None:
         """Closes all connections, which folds the log into the database, and gives the folder free. Idempotent."""
@@ -212,13 +215,6 @@ class Store:
                 for write in group:
                     write.finish(error or (None if write.done else UnavailableError("the write was interrupted")))
 
-    def _scrub(self, wait: float) -> None:
-        with translated_errors():
-            self._writer.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
-            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._writer.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
-        self._scrub_wanted = bool(busy)
-
     def _transact(self, group: list[_Write[Any]]) -> None:
         if self._closed:
             raise UnavailableError("the gallery is closed: the server is going down", reason="SHUTTING_DOWN")
@@ -235,8 +231,21 @@ class Store:
             if write.error is None:
                 write.publish(write.value)
             write.done = True
-        if self._scrub_wanted:
+        if any(write.scrub for write in group):
+            self._scrub(SCRUB_WAIT)
+        elif self._scrub_wanted:
             self._scrub(0.0)
+
+    def _scrub(self, wait: float) -> None:
+        """Empties the log unless a read still needs it after `wait` seconds. The commit stands whatever happens."""
+        self._scrub_wanted = True
+        try:
+            self._writer.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
+            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._writer.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
+            self._scrub_wanted = bool(busy)
+        except sqlite3.Error:
+            logger.exception("the write-ahead log still holds deleted content; it is emptied after a later write")
 
     def _attempt(self, write: _Write[Any]) -> None:
         self._writer.execute("SAVEPOINT one_write")
