@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from passerby.errors import (
     DeadlineExceededError,
+    FailedPreconditionError,
     InvalidArgumentError,
     PasserbyError,
     UnavailableError,
@@ -92,6 +93,7 @@ class Client:
         self._timeout = timeout
         self._retry = retry or RetryPolicy()
         self._max_message_bytes = max_message_bytes
+        self._closed = False
         channel_options = [
             *_RECONNECT_OPTIONS,
             ("grpc.max_send_message_length", max_message_bytes),
@@ -109,7 +111,8 @@ class Client:
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
     def close(self) -> None:
-        """Closes the connection; calls under way end with CancelledError."""
+        """Closes the connection; calls under way end with CancelledError, further ones with FailedPreconditionError."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -125,6 +128,7 @@ class Client:
 
         Raises UnavailableError when there is no answer by then.
         """
+        self._check_open()
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -251,6 +255,7 @@ class Client:
 
         Raises PasserbyError when the stream fails for good, and whatever `requests` raises.
         """
+        self._check_open()
         run = BulkIngest(
             requests,
             open_stream=self._tracklets.BulkIngestTracklets,
@@ -430,6 +435,10 @@ class Client:
 
     # Calls
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FailedPreconditionError("the client is closed; make a new one", reason="CLIENT_CLOSED")
+
     def _ingest(
         self, request: tracklet_service_pb2.IngestTrackletRequest, timeout: float | None = None
     ) -> resources_pb2.Tracklet:
@@ -448,6 +457,7 @@ class Client:
 
     def _attempts(self, attempt_once: Callable[[float], Response], timeout: float | None) -> Response:
         """One call with its retries, all within one deadline."""
+        self._check_open()
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         attempt = 0
         while True:

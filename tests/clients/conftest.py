@@ -1,13 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 from passerby_client import Client, RetryPolicy
+from PIL import Image
 
 from tests.clients.faulty import Faults, faulty_server
+from tests.encoders import make_bundle
+from tests.server.live import running
 
 QUICK = RetryPolicy(attempts=4, initial_backoff=0.01, max_backoff=0.05)
+Crop = Callable[..., bytes]
 
 
 @pytest.fixture
@@ -15,3 +23,71 @@ def faulty() -> Iterator[tuple[Client, Faults]]:
     """A client with short pauses, and the faults of the server that it talks to."""
     with faulty_server() as (address, faults), Client(address, retry=QUICK, timeout=10) as client:
         yield client, faults
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """HOST:PORT of a real server with a tiny encoder that has masks after blocks 4 and 5."""
+    bundle = make_bundle(tmp_path_factory.mktemp("clients-bundle"), masks=(4, 5))
+    with running(bundle, tmp_path_factory.mktemp("clients-data")) as live:
+        yield f"127.0.0.1:{live.port}"
+
+
+@pytest.fixture(scope="session")
+def client(address: str) -> Iterator[Client]:
+    with Client(address) as made:
+        made.wait_until_ready()
+        yield made
+
+
+@pytest.fixture
+def gallery(client: Client) -> str:
+    """Id of a new, empty gallery."""
+    gallery_id = f"g-{uuid.uuid4().hex[:12]}"
+    client.create_gallery(gallery_id)
+    return gallery_id
+
+
+def crop(colour: tuple[int, int, int], size: tuple[int, int] = (32, 64)) -> bytes:
+    """A PNG of one colour with some texture: size (width, height)."""
+    pixels = np.full((size[1], size[0], 3), colour, dtype=np.uint8)
+    pixels[::4] //= 2
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+PEOPLE = {"ann": (200, 30, 30), "bob": (30, 200, 30), "cleo": (30, 30, 200)}
+
+
+@pytest.fixture
+def people(client: Client, gallery: str) -> str:
+    """A gallery of three people, each seen by cameras 1 and 2; tracklets `ann-1`, `ann-2`, ..."""
+    from datetime import UTC, datetime, timedelta
+
+    for number, (name, colour) in enumerate(PEOPLE.items()):
+        for camera in (1, 2):
+            start = datetime(2026, 11, 21, 9 + number, camera, tzinfo=UTC)
+            shade = tuple(min(255, value + 5 * camera) for value in colour)
+            client.ingest_tracklet(
+                gallery,
+                [crop(shade)] * 5,  # type: ignore[arg-type]
+                camera=str(camera),
+                tracklet_id=f"{name}-{camera}",
+                identity=name,
+                start_time=start,
+                end_time=start + timedelta(seconds=5),
+                labels={"coat": "red" if name == "ann" else "other"},
+            )
+    return gallery
+
+
+@pytest.fixture
+def query(tmp_path: Path) -> Path:
+    """A folder of four frames of ann."""
+    folder = tmp_path / "query"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(crop((205, 30, 30)))
+        (folder / f"{number}.mask.png").write_bytes(b"a sidecar")
+    return folder

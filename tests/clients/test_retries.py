@@ -135,9 +135,7 @@ def test_wait_until_ready_waits_for_a_server_that_starts_later() -> None:
 def test_tls_credentials_are_used() -> None:
     with (
         faulty_server() as (address, _),
-        Client(
-            address, credentials=grpc.ssl_channel_credentials(), retry=RetryPolicy(attempts=1), timeout=5
-        ) as client,
+        Client(address, credentials=grpc.ssl_channel_credentials(), retry=RetryPolicy(attempts=1), timeout=5) as client,
         pytest.raises(UnavailableError),
     ):
         client.model_info()  # the server speaks no TLS

@@ -1,0 +1,267 @@
+"""The command line: help of every command, tables, JSON, errors in one line, exit status, pictures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from passerby_client import Client
+from passerby_client.cli import COMMANDS, main
+from passerby_client.picture import VERDICT_COLOURS
+from PIL import Image
+
+HEAVY = ("torch", "timm", "numpy", "grpc", "google.protobuf", "PIL", "onnx", "openvino", "faiss", "cv2", "pydantic")
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], address: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `passerby ...` in this process, against the real server."""
+    monkeypatch.setenv("PASSERBY_SERVER", address)
+
+    def call(*arguments: object) -> Done:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Done(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def separately(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from passerby_client.cli import main\n"
+        "try: main(['--help'])\n"
+        f"finally: print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = separately(program)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stdout
+    for name, entry in COMMANDS.items():
+        assert f"  {name} " in done.stdout
+        assert entry.help in done.stdout, "help lines must fit into 80 columns"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(run: Run, name: str) -> None:
+    done = run(name, "--help")
+    assert done.code == 0
+    assert done.out.lstrip().startswith("Usage: passerby " + name)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"gallery {name}" for name in ("create", "list", "show", "delete", "stats")),
+        *(f"tracklet {name}" for name in ("list", "show", "delete", "assign")),
+        "model info",
+        "search",
+        "index",
+    ],
+)
+def test_every_client_command_takes_server_and_json(run: Run, command: str) -> None:
+    done = run(*command.split(), "--help")
+    assert done.code == 0
+    assert "--server" in done.out
+    assert "--json" in done.out
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out.startswith("passerby 0.")
+
+
+@pytest.mark.parametrize(
+    ("command", "blocked", "extra"),
+    [("train", "torch", "train"), ("serve", "faiss", "server")],
+    ids=["train", "serve"],
+)
+def test_a_missing_package_names_the_extra(tmp_path: Path, command: str, blocked: str, extra: str) -> None:
+    arguments = {
+        "train": ["x.yaml", "--out", str(tmp_path / "out")],
+        "serve": ["--bundle", str(tmp_path)],
+    }[command]
+    (tmp_path / "x.yaml").write_text("{}")
+    program = f"import sys; sys.modules[{blocked!r}] = None\nfrom passerby_client.cli import main\nmain(sys.argv[1:])"
+    done = separately(program, command, *arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    line = f"passerby: `passerby {command}` needs the {extra} extra: pip install 'passerby[{extra}]'"
+    assert done.stderr.splitlines()[-1].startswith(line)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["gallry"], "Did you mean 'gallery'?"),
+        (["search", "--gallery", "g"], "either frames or a tracklet"),
+        (["search", "-g", "g", "--tracklet", "t", "--after", "noon"], "is not a time"),
+        (["search", "-g", "g", "--tracklet", "t", "--label", "x"], "not KEY=VALUE"),
+        (["tracklet", "list"], "--gallery"),
+    ],
+    ids=["typo", "no-query", "time", "label", "missing-option"],
+)
+def test_wrong_usage_is_status_2(run: Run, arguments: list[str], problem: str) -> None:
+    done = run(*arguments)
+    assert done.code == 2
+    assert problem in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["gallery", "show", "nowhere"], "nowhere"),
+        (["gallery", "show", "NOWHERE"], "a-z, 0-9"),
+        (["tracklet", "show", "t1"], "galleries/GALLERY/tracklets/TRACKLET"),
+        (["search", "-g", "g", "--frames", "gone.jpg"], "gone.jpg: cannot be read"),
+        (["model", "info", "--ca-file", "gone.pem"], "gone.pem: cannot be read"),
+        (["model", "info", "--server", "127.0.0.1:1", "--timeout", "1"], "passerby serve"),
+    ],
+    ids=["absent", "malformed", "name", "frames", "certificate", "no-server"],
+)
+def test_a_known_error_is_one_line_and_status_1(run: Run, arguments: list[str], problem: str) -> None:
+    done = run(*arguments)
+    assert done.code == 1
+    assert done.out == ""
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("passerby: ")
+    assert problem in done.err
+
+
+def test_a_gallery_from_creation_to_deletion(run: Run, gallery: str) -> None:
+    name = gallery + "-cli"
+    assert name in run("gallery", "create", name, "--display-name", "North hall").out
+    assert "North hall" in run("gallery", "show", name).out
+    assert name in run("gallery", "list").out
+    assert run("gallery", "stats", name).out.startswith("tracklets   0")
+    assert json.loads(run("gallery", "delete", name, "--json").out) == {"deleted_tracklet_count": 0}
+    assert run("gallery", "show", name).code == 1
+
+
+def test_tracklets_are_listed_shown_assigned_and_deleted(run: Run, people: str, tmp_path: Path) -> None:
+    name = f"galleries/{people}/tracklets/bob-1"
+    listed = run("tracklet", "list", "-g", people, "--camera", "1", "--limit", "2")
+    assert "ann-1" in listed.out
+    assert "ann-2" not in listed.out
+    assert "more than 2" in listed.err
+    found = json.loads(run("tracklet", "list", "-g", people, "--identity", "bob", "--json").out)
+    assert [tracklet["name"].rpartition("/")[2] for tracklet in found] == ["bob-1", "bob-2"]
+    shown = run("tracklet", "show", name, "--thumbnail", tmp_path / "t.jpg")
+    assert "bob" in shown.out
+    with Image.open(tmp_path / "t.jpg") as thumbnail:
+        assert thumbnail.format == "JPEG"
+    assert json.loads(run("tracklet", "assign", name, "robert", "--json").out)["identity_id"] == "robert"
+    assert run("tracklet", "delete", name).out == "deleted\n"
+    assert run("tracklet", "show", name).code == 1
+
+
+def test_model_info(run: Run, client: Client) -> None:
+    assert "after CNN block 4, 5" in run("model", "info").out
+    info = json.loads(run("model", "info", "--json").out)
+    assert info["model_fingerprint"] == client.model_info().model_fingerprint
+    assert info["mask_blocks"] == [4, 5]
+
+
+def test_json_counts_are_numbers(run: Run, people: str) -> None:
+    stats = json.loads(run("gallery", "stats", people, "--json").out)
+    assert stats["tracklet_count"] == 6
+    assert stats["frame_count"] == 30
+
+
+def test_search_prints_a_table_in_order_of_rank(run: Run, people: str, query: Path) -> None:
+    done = run("search", "--gallery", people, "--frames", query, "--top-k", 3)
+    assert done.code == 0
+    rows = [line.split() for line in done.out.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert {row[1] for row in rows[:2]} == {"ann"}
+    distances = [float(row[-2]) for row in rows]
+    assert distances == sorted(distances)
+
+
+def test_search_as_json_is_json_alone(run: Run, people: str, query: Path) -> None:
+    files = sorted(query.glob("?.png"))
+    done = run("search", "-g", people, "--frames", files[0], *files[1:], "--rerank", "--group", "--json")
+    answer = json.loads(done.out)
+    assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
+    assert answer["reranked"] is True
+    assert "thumbnail" not in answer["hits"][0]
+    assert len(answer["hits"][0]["siblings"]) == 1
+
+
+def test_search_filters(run: Run, people: str) -> None:
+    options = ["--after", "2026-11-21T10:00Z", "--before", "2026-11-21T11:00+00:00", "--exclude-camera", "2", "--json"]
+    answer = json.loads(run("search", "-g", people, "--tracklet", "ann-1", *options).out)
+    assert [hit["tracklet"]["identity_id"] for hit in answer["hits"]] == ["bob"]
+    answer = json.loads(run("search", "-g", people, "--tracklet", "ann-1", "--exclude-query-camera", "--json").out)
+    assert {hit["tracklet"]["camera_id"] for hit in answer["hits"]} == {"2"}
+
+
+def test_a_picture_shows_right_and_wrong_hits(run: Run, people: str, query: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    options = ["--identity-of-query", "ann", "--query-camera", "9", "--picture", out, "--overlay", "--json"]
+    done = run("search", "-g", people, "--frames", query, *options)
+    assert done.code == 0, done.err
+    json.loads(done.out)
+    assert done.err == f"picture: {out}\n"
+    pixels = np.asarray(Image.open(out))
+    same, other, unknown = (int((pixels == VERDICT_COLOURS[v]).all(2).sum()) for v in ("same", "other", "unknown"))
+    assert same > 5000  # two frames
+    assert other > 15000  # four
+    assert unknown == 0
+
+
+def test_a_picture_of_a_stored_tracklet_knows_its_identity(run: Run, people: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.jpg"
+    done = run("search", "-g", people, "--tracklet", "bob-1", "--top-k", 2, "--picture", out)
+    assert done.code == 0, done.err
+    with Image.open(out) as picture:
+        assert picture.format == "JPEG"
+        # JPEG keeps the frame's green only about.
+        near = np.abs(np.asarray(picture).astype(int) - VERDICT_COLOURS["same"]).max(axis=2) < 40
+    assert near.sum() > 1000
+
+
+def test_without_a_known_identity_frames_are_grey(run: Run, people: str, query: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    assert run("search", "-g", people, "--frames", query, "--picture", out).code == 0
+    pixels = np.asarray(Image.open(out))
+    assert (pixels == VERDICT_COLOURS["unknown"]).all(2).sum() > 15000
+    assert (pixels == VERDICT_COLOURS["same"]).all(2).sum() == 0
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(run: Run, people: str, query: Path, tmp_path: Path) -> None:
+    done = run("search", "-g", people, "--frames", query, "--picture", tmp_path / "no" / "out.png")
+    assert done.code == 1
+    assert "the picture cannot be written" in done.err
+
+
+def test_an_empty_folder_is_no_query(run: Run, people: str, tmp_path: Path) -> None:
+    done = run("search", "-g", people, "--frames", tmp_path)
+    assert done.code == 1
+    assert "holds no images" in done.err
+
+
+def test_frames_can_be_thinned_out(run: Run, people: str, query: Path) -> None:
+    done = run("search", "-g", people, "--frames", query, "--max-frames", 1, "--json")
+    assert json.loads(done.out)["hits"][0]["tracklet"]["identity_id"] == "ann"
