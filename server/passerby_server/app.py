@@ -57,8 +57,9 @@ class Server:
         self.runtime = Runtime(config)
         self.host, self.port = split_address(config.address)
         self._health = health.aio.HealthServicer()
+        self.guard = Guard(config.limits)
         self._server = grpc.aio.server(
-            interceptors=[Guard(config.limits)],
+            interceptors=[self.guard],
             options=[
                 ("grpc.max_receive_message_length", config.limits.max_message_bytes * HARD_MESSAGE_FACTOR),
                 # Otherwise a second server on the same port would silently take half of the calls.

@@ -41,7 +41,6 @@ def serve(
     from passerby.errors import PasserbyError
 
     from passerby_server import logs
-    from passerby_server.app import serve as serve_forever
     from passerby_server.config import CONFIG_VARIABLE, load_config
 
     flags: dict[str, object] = {
@@ -63,6 +62,8 @@ def serve(
             flags[key] = value
         file = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
         settings = load_config(flags, environment=os.environ, file=file)
+        from passerby_server.app import serve as serve_forever  # takes seconds: only once the settings are right
+
         logs.configure(settings.log_level, settings.log_format)
         serve_forever(settings)
     except PasserbyError as error:

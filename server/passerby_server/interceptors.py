@@ -60,8 +60,10 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._calls = 0
-        self._streams = 0
+        self.calls = 0
+        """Calls in progress."""
+        self.streams = 0
+        """Of these, streams."""
 
     async def intercept_service(
         self,
@@ -140,19 +142,19 @@ class Guard(grpc.aio.ServerInterceptor):
 
     @contextlib.contextmanager
     def _counted(self, streaming: bool) -> Any:
-        if self._calls >= self._limits.max_requests or (streaming and self._streams >= self._limits.max_streams):
+        if self.calls >= self._limits.max_requests or (streaming and self.streams >= self._limits.max_streams):
             raise ResourceExhaustedError(
                 "the server is busy: too many calls are in progress; retry later",
-                reason="TOO_MANY_STREAMS" if self._calls < self._limits.max_requests else "TOO_MANY_REQUESTS",
+                reason="TOO_MANY_STREAMS" if self.calls < self._limits.max_requests else "TOO_MANY_REQUESTS",
                 retry_delay=1.0,
             )
-        self._calls += 1
-        self._streams += streaming
+        self.calls += 1
+        self.streams += streaming
         try:
             yield
         finally:
-            self._calls -= 1
-            self._streams -= streaming
+            self.calls -= 1
+            self.streams -= streaming
 
     def _check_answer(self, answer: Message) -> Message:
         size = answer.ByteSize()

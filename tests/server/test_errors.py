@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from passerby import errors
 from passerby.v1 import model_service_pb2 as model_v1
+from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import tracklet_service_pb2 as tracklet_v1
 from passerby_server.interceptors import bounded_status, explain
 
@@ -75,7 +76,7 @@ def test_an_unknown_exception_in_a_bulk_stream_ends_one_item(live: LiveServer, g
         tracklet_v1.BulkIngestTrackletsRequest(
             request=tracklet_v1.IngestTrackletRequest(
                 parent=gallery,
-                tracklet={"camera_id": "1"},
+                tracklet=resources.Tracklet(camera_id="1"),
                 frames=FRAMES,
                 request_id=f"00000000-0000-0000-0000-00000000000{index}",
             )

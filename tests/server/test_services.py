@@ -193,7 +193,9 @@ class TestTracklets:
         stored = live.ingest(gallery, frames, start_time=at(0))
         assert (stored.start_time, stored.end_time) == (at(0), at(12))
 
-    def test_repeating_an_ingest_is_harmless_and_does_not_run_the_model(self, live: LiveServer, gallery: str) -> None:
+    def test_repeating_an_ingest_is_harmless_and_does_not_run_the_model(
+        self, live: LiveServer, gallery: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         frames, request_id = sequence(crops(4)), str(uuid.uuid4())
         batches = []
         backend = live.server.runtime.loaded.backend
@@ -203,14 +205,11 @@ class TestTracklets:
             batches.append(len(snippets))
             return encode(self, snippets)
 
-        type(backend).encode = counting
-        try:
-            first = live.ingest(gallery, frames, request_id=request_id)
-            assert len(batches) == 1
-            assert live.ingest(gallery, frames, request_id=request_id) == first
-            assert len(batches) == 1
-        finally:
-            type(backend).encode = encode
+        monkeypatch.setattr(type(backend), "encode", counting)
+        first = live.ingest(gallery, frames, request_id=request_id)
+        assert len(batches) == 1
+        assert live.ingest(gallery, frames, request_id=request_id) == first
+        assert len(batches) == 1
         error = refused(lambda: live.ingest(gallery, sequence(crops(3)), request_id=request_id))
         assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
         stats = live.galleries.GetGalleryStats(gallery_v1.GetGalleryStatsRequest(name=gallery))
