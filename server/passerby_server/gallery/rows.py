@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -66,16 +66,21 @@ def gallery_from_row(row: Sequence[Any]) -> GalleryRow:
     return GalleryRow(key, GalleryRecord(gallery_id, display_name, space, from_microseconds(create_time)))
 
 
-def get_vector_id(connection: sqlite3.Connection, gallery: GalleryRow, tracklet_id: str) -> int:
-    """Raises NotFoundError (TRACKLET_NOT_FOUND)."""
+def find_vector_id(connection: sqlite3.Connection, gallery: GalleryRow, tracklet_id: str) -> int | None:
     row = connection.execute(
         "SELECT vector_id FROM tracklets WHERE gallery_key = ? AND tracklet_id = ?", (gallery.key, tracklet_id)
     ).fetchone()
-    if row is None:
+    return None if row is None else int(row[0])
+
+
+def get_vector_id(connection: sqlite3.Connection, gallery: GalleryRow, tracklet_id: str) -> int:
+    """Raises NotFoundError (TRACKLET_NOT_FOUND)."""
+    vector_id = find_vector_id(connection, gallery, tracklet_id)
+    if vector_id is None:
         raise NotFoundError(
             f"there is no {tracklet_name(gallery.record.gallery_id, tracklet_id)}", reason="TRACKLET_NOT_FOUND"
         )
-    return int(row[0])
+    return vector_id
 
 
 def get_records(
@@ -105,16 +110,13 @@ def list_records(
     return [(row[0], _tracklet(gallery, row, labels)) for row, labels in _with_labels(connection, rows)]
 
 
-def allowed_ids(
-    connection: sqlite3.Connection, gallery: GalleryRow, where: TrackletFilter, excluded: str = ""
-) -> NDArray[np.int64]:
-    """Vector ids of the tracklets that pass the filter and are not named `excluded`; int64 (n,), ascending."""
+def allowed_ids(connection: sqlite3.Connection, gallery: GalleryRow, where: TrackletFilter) -> NDArray[np.int64]:
+    """Vector ids of the tracklets that pass the filter; int64 (n,), ascending."""
     condition, values = filter_sql(gallery.key, where)
-    if excluded:
-        condition += " AND tracklet_id <> ?"
-        values = [*values, excluded]
-    rows = connection.execute(f"SELECT vector_id FROM tracklets WHERE {condition}", values)  # noqa: S608
-    return np.sort(np.fromiter((row[0] for row in rows), np.int64))
+    # One long text instead of n rows: several times faster, and other threads run meanwhile.
+    statement = f"SELECT coalesce(group_concat(vector_id), '') FROM tracklets WHERE {condition}"  # noqa: S608
+    (text,) = connection.execute(statement, values).fetchone()
+    return np.sort(np.fromstring(text, np.int64, sep=",")) if text else np.zeros(0, np.int64)
 
 
 def filter_sql(gallery_key: int, where: TrackletFilter) -> tuple[str, list[Any]]:
@@ -126,9 +128,12 @@ def filter_sql(gallery_key: int, where: TrackletFilter) -> tuple[str, list[Any]]
         ("camera_id", "NOT ", where.exclude_camera_ids),
         ("identity_id", "", where.identity_ids),
     ):
-        if wanted:
+        if wanted and len(wanted) <= MAX_VARIABLES:
+            conditions.append(f"{column} {negation}IN ({_marks(wanted)})")
+            values.extend(sorted(wanted))
+        elif wanted:
             conditions.append(f"{column} {negation}IN (SELECT value FROM json_each(?))")  # noqa: S608
-            values.append(_json_array(wanted))
+            values.append(json.dumps(sorted(wanted)))
     if where.start_time is not None:
         conditions.append("end_time >= ?")
         values.append(to_microseconds(where.start_time))
@@ -230,9 +235,5 @@ def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
         yield ids[start : start + MAX_VARIABLES]
 
 
-def _marks(values: Sequence[int]) -> str:
+def _marks(values: Sized) -> str:
     return ",".join("?" * len(values))
-
-
-def _json_array(values: Iterable[str]) -> str:
-    return json.dumps(sorted(values))

@@ -56,11 +56,11 @@ def check_query(query: SearchQuery) -> None:
 def run(connection: sqlite3.Connection, gallery: GalleryRow, index: Index, query: SearchQuery) -> tuple[Hit, ...]:
     """The hits of a checked query; raises StateMovedError when a write came between."""
     allowed = None
-    if query.filter != TrackletFilter() or query.exclude_tracklet_id:
-        allowed = rows.allowed_ids(connection, gallery, query.filter, query.exclude_tracklet_id)
+    if query.filter != TrackletFilter():
+        allowed = rows.allowed_ids(connection, gallery, query.filter)
         if not len(allowed):
             return ()
-    ranker = _Ranker(gallery, index, query, allowed)
+    ranker = _Ranker(gallery, index, query, allowed, _excluded(connection, gallery, query))
     if query.group_by_identity:
         groups = _groups(connection, gallery, ranker, query)
     else:
@@ -72,12 +72,18 @@ class _Ranker:
     """Ranks the allowed candidates of one query. The shortlist is re-ranked once, on first use."""
 
     def __init__(
-        self, gallery: GalleryRow, index: Index, query: SearchQuery, allowed: NDArray[np.int64] | None
+        self,
+        gallery: GalleryRow,
+        index: Index,
+        query: SearchQuery,
+        allowed: NDArray[np.int64] | None,
+        excluded: int | None,
     ) -> None:
         self._metric = gallery.record.space.metric
         self._index = index
         self._query = query
         self._allowed = allowed
+        self._excluded = excluded
         self._shortlist: list[_Ranked] | None = None
 
     def best(self, count: int) -> list[_Ranked]:
@@ -101,11 +107,13 @@ class _Ranker:
         return first + [ranked for ranked in others if ranked.vector_id not in taken]
 
     def _nearest(self, count: int, allowed: NDArray[np.int64] | None) -> list[_Ranked]:
-        found = self._index.search(self._query.descriptor, count, allowed)
-        if allowed is not None and len(found.ids) < min(count, len(allowed)):
+        wanted = count + (self._excluded is not None)  # one more, for the excluded one may be among them
+        found = self._index.search(self._query.descriptor, wanted, allowed)
+        if allowed is not None and len(found.ids) < min(wanted, len(allowed)):
             raise StateMovedError
         pairs = zip(found.ids.tolist(), found.distances.tolist(), strict=True)
-        return [_Ranked(vector_id, distance, None) for vector_id, distance in pairs]
+        kept = [_Ranked(vector_id, distance, None) for vector_id, distance in pairs if vector_id != self._excluded]
+        return kept[:count]
 
     def _rerank(self, size: int) -> list[_Ranked]:
         options = self._query.rerank
@@ -124,6 +132,13 @@ class _Ranker:
         return [
             replace(nearest[place], reranked=float(reranked[place])) for place in np.argsort(reranked, kind="stable")
         ]
+
+
+def _excluded(connection: sqlite3.Connection, gallery: GalleryRow, query: SearchQuery) -> int | None:
+    """Vector id of the tracklet that must not be a hit; None when there is none."""
+    if not query.exclude_tracklet_id:
+        return None
+    return rows.find_vector_id(connection, gallery, query.exclude_tracklet_id)
 
 
 def _groups(
@@ -157,7 +172,7 @@ def _members(
     if not identities:
         return []
     where = replace(query.filter, identity_ids=frozenset(identities))
-    members = rows.allowed_ids(connection, gallery, where, query.exclude_tracklet_id)
+    members = rows.allowed_ids(connection, gallery, where)
     identity_of = rows.get_identities(connection, members.tolist())
     return [(ranked, identity_of[ranked.vector_id]) for ranked in ranker.among(members)]
 

@@ -52,8 +52,12 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / LOCK_NAME
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._file = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise FailedPreconditionError(
+                f"cannot use {folder} as data folder: {error.strerror}", reason="STORE_NOT_WRITABLE"
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -207,13 +211,11 @@ class Store:
             try:
                 with translated_errors():
                     self._transact(group)
-            except BaseException as raised:  # the waiting threads have to learn of it too, whatever it is
+            except Exception as raised:  # noqa: BLE001 - raised again in every thread whose write was in the group
                 error = raised
-                if not isinstance(raised, Exception):
-                    raise
             finally:
                 for write in group:
-                    write.finish(error or (None if write.done else UnavailableError("the write was interrupted")))
+                    write.finish(error or (None if write.done else UnavailableError("the server is going down")))
 
     def _transact(self, group: list[_Write[Any]]) -> None:
         if self._closed:
