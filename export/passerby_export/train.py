@@ -65,7 +65,6 @@ def train_command(
     """Train an encoder on tracklets."""
     from passerby.errors import InvalidArgumentError
     from passerby_model import train_config
-    from passerby_model.training import read_config
 
     flags = {"init": init, "pretrained": pretrained, "iterations": iterations, "seed": seed, "threads": threads}
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
@@ -74,8 +73,8 @@ def train_command(
     overrides += settings or []
     if recipe is None and not data and not resume:
         raise InvalidArgumentError("nothing to train on: give a recipe (YAML) or --data FOLDER")
-    base = read_config(out).model_dump(mode="json") if recipe is None and resume else None
-    config = train_config.load(recipe, overrides, base)
+    base = train_config.read_config(out).model_dump(mode="json") if recipe is None and resume else None
+    config = train_config.load(recipe, overrides, base)  # before torch is imported: errors come at once
     result = train(config, out, resume=resume)
     if not result.finished:
         typer.echo(f"stopped after {result.iterations} iterations; go on with --out {out} --resume")

@@ -40,6 +40,7 @@ class Backbone(nn.Module):
         self.last_stride = last_stride
         if name == "se_resnet50":
             self.stem = nn.Sequential(net.layer0, net.pool0)
+            _start_as_identity(net)
         else:
             self.stem = nn.Sequential(net.conv1, net.bn1, net.act1, net.maxpool)
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
@@ -62,6 +63,17 @@ def map_size(block: int, height: int, width: int, last_stride: int) -> tuple[int
     """(h, w) of the maps after `block` (2..5) for frames of height x width, both multiples of 32."""
     stride = 2**block if block < 5 else 16 * last_stride
     return height // stride, width // stride
+
+
+def _start_as_identity(net: nn.Module) -> None:
+    """Zero the last batch norm of each residual branch (Goyal et al., arXiv 1706.02677, section 5.1).
+
+    timm does so for ResNet but not for the SENet port, whose activations otherwise grow with every block: training from
+    scratch then starts with descriptors so far apart that the triplet loss collapses them to a point.
+    """
+    for module in net.modules():
+        if isinstance(last := getattr(module, "bn3", None), nn.BatchNorm2d):
+            nn.init.zeros_(last.weight)
 
 
 def _remove_stride(stage: nn.Module) -> None:

@@ -7,16 +7,18 @@ weight decay 5e-4, x0.1 every 200 of 800 epochs, label smoothing 0.1, triplet ma
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from passerby.errors import InvalidArgumentError, NotFoundError
+from passerby.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from passerby_model.datasets import Format, Part
 
+RUN_CONFIG = "config.json"  # in the folder of a run
 Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
 
 
@@ -128,6 +130,18 @@ def parse(values: dict[str, Any]) -> TrainConfig:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
         raise InvalidArgumentError("training configuration: " + "; ".join(_explain(error))) from error
+
+
+def read_config(out: Path) -> TrainConfig:
+    """The configuration of the run in `out`.
+
+    Raises:
+        FailedPreconditionError: no run there.
+    """
+    path = out / RUN_CONFIG
+    if not path.is_file():
+        raise FailedPreconditionError(f"{path}: no training run in this folder")
+    return parse(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _explain(error: ValidationError) -> list[str]:

@@ -27,10 +27,10 @@ from passerby_model.backbones import Backbone
 from passerby_model.embed import normalised
 from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
 from passerby_model.sampler import IdentitySampler
-from passerby_model.train_config import TrainConfig, parse
+from passerby_model.train_config import RUN_CONFIG, TrainConfig
 from passerby_model.training_data import TrainingData, gather
 
-LAST, BEST, FINAL, LOG, CONFIG = "last.pt", "best.pt", "final.pt", "log.jsonl", "config.json"
+LAST, BEST, FINAL, LOG = "last.pt", "best.pt", "final.pt", "log.jsonl"
 WARMUP_START = 0.01
 _GIB = 1024**3
 
@@ -130,8 +130,9 @@ class _Run:
 
     def __init__(self, config: TrainConfig, data: TrainingData, out: Path, reporter: Reporter) -> None:
         self.config, self.data, self.out, self.reporter = config, data, out, reporter
-        mixed = {"none": "no"}.get(config.amp, config.amp)
-        self.accelerator = Accelerator(mixed_precision=mixed)
+        # Mixed precision is kept out of accelerate's hands: its setting is global, one for the life of the process.
+        self.accelerator = Accelerator()
+        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=config.amp == "fp16")
         self.architecture = Architecture.parse(
             config.architecture, snippet_length=config.snippet_length, height=config.height, width=config.width
         )
@@ -159,7 +160,7 @@ class _Run:
             taken |= self._take(model, state, str(self.config.init))
         self._prepare(model, taken)
         if self.accelerator.is_main_process:
-            (self.out / CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n")
+            (self.out / RUN_CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n")
             (self.out / LOG).write_text("")
 
     def resume(self) -> None:
@@ -177,8 +178,8 @@ class _Run:
         model.load_state_dict(saved.state)
         self._prepare(model, set(saved.training["taken"]))
         self.optimizer.load_state_dict(saved.training["optimizer"])
-        if self.accelerator.scaler is not None and saved.training["scaler"]:
-            self.accelerator.scaler.load_state_dict(saved.training["scaler"])
+        if saved.training["scaler"]:
+            self.scaler.load_state_dict(saved.training["scaler"])
         self.iteration, self.best = saved.metadata["iteration"], saved.metadata["best"]
         self._cut_log()
         self.reporter.message(f"resumed at iteration {self.iteration} of {self.total}")
@@ -230,17 +231,20 @@ class _Run:
             group["lr"] = rate * group["factor"]
         device = self.accelerator.device
         labels = torch.from_numpy(self.data.labels[batch.members]).to(device)
-        with self.accelerator.autocast():
+        half = torch.float16 if config.amp == "fp16" else torch.bfloat16
+        with torch.autocast(device.type, half, enabled=config.amp != "none"):
             descriptors, logits = self.model(normalised(torch.from_numpy(frames).to(device)))
         entropy = losses.cross_entropy(logits.float(), labels, config.label_smoothing)
         triplet = losses.batch_hard_triplet(descriptors.float(), labels, config.margin)
         loss = entropy + config.triplet_weight * triplet
         self._check_finite(loss, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
+        self.accelerator.backward(self.scaler.scale(loss))
         if config.gradient_clip:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-        self.optimizer.step()
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.iteration = batch.iteration + 1
         accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
         return Step(
@@ -287,16 +291,19 @@ class _Run:
         config = self.config
         for stage in config.freeze:
             getattr(model.encoder.backbone, stage).requires_grad_(False)
-        model = model.to(memory_format=torch.channels_last)
-        old = [p for name, p in model.named_parameters() if p.requires_grad and name in taken]
-        new = [p for name, p in model.named_parameters() if p.requires_grad and name not in taken]
-        factor = config.new_layers_lr_factor if old else 1.0
-        groups = [{"params": old, "factor": 1.0}, {"params": new, "factor": factor}]
+        self.model: nn.Module = self.accelerator.prepare(model.to(memory_format=torch.channels_last))
+        named = [(name, p) for name, p in self._plain().named_parameters() if p.requires_grad]
+        old = [p for name, p in named if name in taken]
+        new = [p for name, p in named if name not in taken]
+        groups = [
+            {"params": old, "factor": 1.0},
+            {"params": new, "factor": config.new_layers_lr_factor if old else 1.0},
+        ]
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind([g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = kind(
+            [group for group in groups if group["params"]], lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
         self.taken = taken
-        self.model: nn.Module
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.builder = clips.ClipBuilder(
             self.data.tracklets,
             self.store,
@@ -328,10 +335,9 @@ class _Run:
     def _save(self, name: str) -> None:
         if not self.accelerator.is_main_process:
             return
-        scaler = self.accelerator.scaler
         training = {
             "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "scaler": self.scaler.state_dict(),
             "taken": sorted(self.taken),
         }
         metadata = {
@@ -379,15 +385,3 @@ def learning_rate(config: TrainConfig, iteration: int, epoch: int, total: int) -
     if iteration < config.warmup_iterations:
         rate *= WARMUP_START + (1 - WARMUP_START) * iteration / config.warmup_iterations
     return rate
-
-
-def read_config(out: Path) -> TrainConfig:
-    """The configuration of the run in `out`.
-
-    Raises:
-        FailedPreconditionError: no run there.
-    """
-    path = out / CONFIG
-    if not path.is_file():
-        raise FailedPreconditionError(f"{path}: no training run in this folder")
-    return parse(json.loads(path.read_text(encoding="utf-8")))

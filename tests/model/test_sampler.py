@@ -13,7 +13,7 @@ def test_every_identity_at_most_once_and_k_tracklets_of_it(counts, p, k, epoch):
     labels = np.repeat(np.arange(len(counts)), counts)
     batches = IdentitySampler(labels, p, k, seed=1).epoch(epoch)
     assert len(batches) == len(counts) // p
-    seen = []
+    seen: list[int] = []
     for batch in batches:
         people = labels[batch].reshape(p, k)
         assert (people == people[:, :1]).all()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from passerby.errors import InvalidArgumentError, NotFoundError
 from passerby_model import train_config
@@ -60,7 +62,7 @@ def test_broken_files_are_refused(tmp_path, text, message):
 
 def test_no_file_and_no_data():
     with pytest.raises(NotFoundError):
-        train_config.load(train_config.Path("absent.yaml"))
+        train_config.load(Path("absent.yaml"))
     with pytest.raises(InvalidArgumentError, match="data"):
         train_config.load(None)
 
@@ -68,4 +70,4 @@ def test_no_file_and_no_data():
 def test_config_cannot_be_changed():
     config = train_config.load(None, ["data.0.path=street"])
     with pytest.raises(ValueError, match="frozen"):
-        config.lr = 1
+        config.lr = 1  # type: ignore[misc]
