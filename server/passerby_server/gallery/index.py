@@ -156,7 +156,7 @@ class _Selection:
 
 
 class ExactIndex:
-    """Exhaustive search, float32, in shards searched by `threads` threads (0: one for each processor).
+    """Exhaustive search, float32, in shards that the threads of `pool` search side by side.
 
     A single FAISS search uses one thread for one query; the shards are what lets it use all. `cosine` keeps unit
     vectors; a zero vector stays zero and is at distance 1 from everything.
