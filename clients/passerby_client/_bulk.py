@@ -37,6 +37,8 @@ from passerby_client._retry import RetryPolicy
 
 Request = tracklet_service_pb2.IngestTrackletRequest
 Result = tracklet_service_pb2.BulkIngestTrackletsResponse
+# How long the end of a stream is awaited after its last answer.
+CLOSING_SECONDS = 2.0
 Outbox = queue.SimpleQueue[tracklet_service_pb2.BulkIngestTrackletsRequest | None]
 
 
@@ -89,6 +91,7 @@ class _Stream:
     number: int = 0
     outbox: Outbox = field(default_factory=queue.SimpleQueue)
     call: Any = None
+    receiver: threading.Thread | None = None
     failures: int = 0  # in a row, without an answer in between
 
 
@@ -207,7 +210,10 @@ class BulkIngest:
         self._stream = _Stream(self._stream.number + 1, failures=self._stream.failures)
         outbox = self._stream.outbox
         self._stream.call = self._open_stream(iter(outbox.get, None))
-        threading.Thread(target=self._receive, args=(self._stream,), name="passerby-bulk-receive", daemon=True).start()
+        self._stream.receiver = threading.Thread(
+            target=self._receive, args=(self._stream,), name="passerby-bulk-receive", daemon=True
+        )
+        self._stream.receiver.start()
 
     def _recover(self, ended: _StreamEnded) -> None:
         if ended.stream != self._stream.number:
@@ -268,8 +274,13 @@ class BulkIngest:
         self._stopped.set()
         self._slots.release()
         self._stream.outbox.put(None)
-        if self._stream.call is not None and self._pending:
+        if self._stream.call is None or self._stream.receiver is None:
+            return
+        if self._pending or self._exhausted is None:
             self._stream.call.cancel()
+        else:
+            # Let the server end the stream in order: a channel closed right now would count as a broken call there.
+            self._stream.receiver.join(timeout=CLOSING_SECONDS)
 
 
 def _internal(error: Exception) -> status_pb2.Status:

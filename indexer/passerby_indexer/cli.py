@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from passerby_indexer.bulk import IndexReport
 
-# The server may be restarted under a long run: ten attempts wait for about half a minute.
-ATTEMPTS = 10
+# The server may be restarted under a long run: so many attempts wait for about a minute.
+ATTEMPTS = 18
 # So many problems are shown; --json has them all.
 SHOWN_PROBLEMS = 20
 INTERRUPTED = 130
@@ -142,7 +142,7 @@ def _progress(total: int) -> Iterator[Callable[[IndexReport], None]]:
 
 def _problems(report: IndexReport) -> str:
     parts = [f"{len(report.failed)} failed"] * bool(report.failed)
-    parts += [f"{len(report.unreadable)} frames left out"] * bool(report.unreadable)
+    parts += [f"{_count(len(report.unreadable), 'frame')} left out"] * bool(report.unreadable)
     return ", ".join(parts)
 
 
@@ -168,18 +168,23 @@ def _print(report: IndexReport, as_json: bool) -> None:
         )
         return
     rate = f" in {report.seconds:.1f} s, {report.stored / report.seconds:.1f} tracklets/s" if report.seconds else ""
-    typer.echo(f"{report.stored} tracklets ({report.frames:,} frames) stored in {report.gallery}{rate}")
+    stored = f"{_count(report.stored, 'tracklet')} ({_count(report.frames, 'frame')})"
+    typer.echo(f"{stored} stored in {report.gallery}{rate}")
     if report.already:
         typer.echo(f"{report.already} left out: the journal has them")
-    _list("frames left out because they cannot be read", [f"{u.path}: {u.error}" for u in report.unreadable])
-    _list("tracklets not stored", [f"{f.source}: {f.error}" for f in report.failed])
+    _list("frame", "left out, not readable", [f"{u.path}: {u.error}" for u in report.unreadable])
+    _list("tracklet", "not stored", [f"{f.source}: {f.error}" for f in report.failed])
 
 
-def _list(what: str, lines: list[str]) -> None:
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _list(noun: str, what: str, lines: list[str]) -> None:
     """Problems go to standard error, the first of them in full."""
     if not lines:
         return
-    typer.echo(f"{len(lines)} {what}:", err=True)
+    typer.echo(f"{_count(len(lines), noun)} {what}:", err=True)
     for line in lines[:SHOWN_PROBLEMS]:
         typer.echo(f"  {line}", err=True)
     if len(lines) > SHOWN_PROBLEMS:

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
 from passerby_client import Client
+from passerby_client._lazy import Entry
 from passerby_client.cli import COMMANDS, main
 from passerby_client.picture import VERDICT_COLOURS
 from PIL import Image
@@ -90,24 +91,34 @@ def test_version(run: Run) -> None:
     assert run("--version").out.startswith("passerby 0.")
 
 
-@pytest.mark.parametrize(
-    ("command", "blocked", "extra"),
-    [("train", "torch", "train"), ("serve", "faiss", "server")],
-    ids=["train", "serve"],
-)
-def test_a_missing_package_names_the_extra(tmp_path: Path, command: str, blocked: str, extra: str) -> None:
-    arguments = {
-        "train": ["x.yaml", "--out", str(tmp_path / "out")],
-        "serve": ["--bundle", str(tmp_path)],
-    }[command]
-    (tmp_path / "x.yaml").write_text("{}")
-    program = f"import sys; sys.modules[{blocked!r}] = None\nfrom passerby_client.cli import main\nmain(sys.argv[1:])"
-    done = separately(program, command, *arguments)
+def test_a_server_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['faiss'] = None\nfrom passerby_client.cli import main\nmain(sys.argv[1:])"
+    done = separately(program, "serve", "--bundle", str(tmp_path))
     assert done.returncode == 1
     assert done.stdout == ""
-    line = f"passerby: `passerby {command}` needs the {extra} extra: pip install 'passerby[{extra}]'"
-    assert done.stderr.splitlines()[-1].startswith(line)
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("passerby: `passerby serve` needs the server extra: pip install 'passerby[server]'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("when", ["imported", "run"])
+def test_a_missing_package_names_the_extra(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    missing = "import no_such_package"
+    body = f"{missing}\ndef train(): pass" if when == "imported" else f"def train():\n    {missing}"
+    (tmp_path / f"room_{when}.py").write_text(body + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(cast(dict[str, Entry], COMMANDS), "train", Entry(f"room_{when}:train", "Train.", "train"))
+    done = run("train")
+    line = "`passerby train` needs the train extra: pip install 'passerby[train]' (no package 'no_such_package')"
+    assert done == Done(1, "", f"passerby: {line}\n")
+
+
+def test_a_missing_module_of_our_own_is_a_fault_and_shown_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Entry("passerby_client.no_such_module:train", "Train.", "train")
+    monkeypatch.setitem(cast(dict[str, Entry], COMMANDS), "train", entry)
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        main(["train"])
 
 
 @pytest.mark.parametrize(

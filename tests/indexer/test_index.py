@@ -274,5 +274,28 @@ def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
     assert "Traceback" not in err
 
 
+def test_a_terminal_sees_progress(folder: Path) -> None:
+    ours, theirs = os.openpty()
+    with faulty_server() as (address, _):
+        command = [sys.executable, "-m", "passerby_client.cli", "index", str(folder), "-g", "g", "--server", address]
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        )
+    os.close(theirs)
+    shown = os.read(ours, 1 << 20).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert done.stdout.startswith("8 tracklets (24 frames) stored in galleries/g in ")
+    assert "indexing" in shown
+    assert "8/8" in shown
+    assert "/s" in shown
+
+
 def test_a_report_counts_what_is_settled() -> None:
     assert IndexReport("galleries/g", stored=2, already=3).done == 5

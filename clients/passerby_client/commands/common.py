@@ -96,10 +96,11 @@ def new_table(*columns: str, right: tuple[str, ...] = (), title: str | None = No
 
 
 def print_fields(rows: dict[str, str]) -> None:
-    """Writes names and values, one a line."""
+    """Writes names and values, one a line; names without a value are left out."""
     width = max(len(name) for name in rows)
     for name, value in rows.items():
-        typer.echo(f"{name:<{width}}  {value}".rstrip())
+        if value:
+            typer.echo(f"{name:<{width}}  {value}")
 
 
 def local_time(time: Timestamp) -> str:
