@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from passerby_model.backends import Backend, open_backend
 from passerby_model.backends.cores import usable_cores
 from passerby_model.bundle import Bundle, open_bundle
 
-from passerby_server.batcher import Batcher
+from passerby_server.batcher import Batcher, warm_up_sizes
 from passerby_server.config import ServerConfig
 from passerby_server.decode import Decoder
 from passerby_server.encoder import TrackletEncoder
@@ -132,10 +131,10 @@ def check_fingerprint(fingerprint: str, gallery: GalleryRecord, whose: str) -> N
 
 
 def warm_up(backend: Backend, shape: tuple[int, ...], max_batch: int) -> None:
-    """Runs every batch size that is a power of two, and the largest, so that no caller waits for the first run."""
-    sizes = {max_batch, *(2**power for power in range(int(math.log2(max_batch)) + 1))}
+    """Runs every batch size that the batcher makes, so that no caller waits for the first run."""
+    sizes = warm_up_sizes(max_batch)
     start = time.perf_counter()
-    for size in sorted(sizes):
+    for size in sizes:
         backend.encode(np.zeros((size, *shape), dtype=np.uint8))
     event(log, logging.INFO, "warmed up", batches=len(sizes), seconds=f"{time.perf_counter() - start:.2f}")
 

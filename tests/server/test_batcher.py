@@ -18,7 +18,7 @@ from passerby.errors import (
     UnavailableError,
 )
 from passerby_model.backends import BackendName, Encoded, EncoderSpec
-from passerby_server.batcher import Batcher
+from passerby_server.batcher import Batcher, batch_size, warm_up_sizes
 
 
 class Adder:
@@ -92,9 +92,15 @@ def test_long_work_is_cut_and_comes_back_in_order() -> None:
         result = await batcher.encode(snippets(*range(11)))
         assert result.descriptors[:, 0].tolist() == [3 * value for value in range(11)]
         assert result.masks[4].shape == (11, 1, 2, 1)
-        assert backend.batches == [4, 4, 3]
+        assert backend.batches == [4, 4, 2, 1]
 
     run(test)
+
+
+@pytest.mark.parametrize(("waiting", "size"), [(0, 0), (1, 1), (2, 2), (3, 2), (7, 4), (11, 8), (12, 12), (99, 12)])
+def test_batches_have_few_sizes(waiting: int, size: int) -> None:
+    assert batch_size(waiting, 12) == size
+    assert warm_up_sizes(12) == [1, 2, 4, 8, 12]
 
 
 def test_the_backend_never_runs_on_the_event_loop() -> None:
