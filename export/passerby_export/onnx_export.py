@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -36,6 +37,10 @@ class DeployedEncoder(nn.Module):
     def __init__(self, encoder: TrackletEncoder) -> None:
         super().__init__()
         self.encoder = encoder
+        lstm = getattr(encoder.aggregation, "lstm", None)
+        if isinstance(lstm, nn.LSTM):
+            self.encoder = copy.deepcopy(encoder)
+            self.encoder.aggregation.lstm = UnrolledLstm(lstm, encoder.architecture.snippet_length)
         std = torch.tensor(IMAGENET_STD, dtype=torch.float64)
         mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)
         # (pixel / 255 - mean) / std as one product and one sum.
@@ -49,6 +54,31 @@ class DeployedEncoder(nn.Module):
         frames = snippets.permute(0, 1, 4, 2, 3).float() * self.scale + self.shift
         descriptor, masks = self.encoder(frames)
         return descriptor, *(masks[block] for block in sorted(masks))
+
+
+class UnrolledLstm(nn.Module):
+    """One-layer LSTM written out for N frames: torch.export makes a loop of nn.LSTM, which runtimes run badly."""
+
+    def __init__(self, lstm: nn.LSTM, snippet_length: int) -> None:
+        super().__init__()
+        self.snippet_length, self.hidden_size = snippet_length, lstm.hidden_size
+        self.into = nn.Linear(lstm.input_size, 4 * lstm.hidden_size)
+        self.again = nn.Linear(lstm.hidden_size, 4 * lstm.hidden_size)
+        named = dict(lstm.named_parameters())
+        self.into.weight, self.into.bias = named["weight_ih_l0"], named["bias_ih_l0"]
+        self.again.weight, self.again.bias = named["weight_hh_l0"], named["bias_hh_l0"]
+
+    def forward(self, sequence: Tensor) -> tuple[Tensor, None]:
+        """float (B, N, C) -> (outputs float (B, N, hidden), None), the first element as of nn.LSTM."""
+        hidden = cell = sequence.new_zeros(1, self.hidden_size)
+        outputs = []
+        for n in range(self.snippet_length):
+            gates = self.into(sequence[:, n]) + self.again(hidden)
+            enter, forget, new, leave = gates.chunk(4, dim=1)  # PyTorch's order: i, f, g, o
+            cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
+            hidden = torch.sigmoid(leave) * torch.tanh(cell)
+            outputs.append(hidden)
+        return torch.stack(outputs, dim=1), None
 
 
 def mask_name(block: int) -> str:

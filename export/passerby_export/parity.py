@@ -161,7 +161,7 @@ def _row(runtime: str, kind: str, actual: Encoded, expected: Encoded, limits: Li
     cosine = float(cosines.min())
     errors = [float(np.abs(actual.masks[block] - expected.masks[block]).max()) for block in expected.masks]
     mask_error = max(errors) if errors else None
-    return ParityRow(
+    row = ParityRow(
         runtime=runtime,
         snippets=len(a),
         frames=kind,
@@ -171,7 +171,6 @@ def _row(runtime: str, kind: str, actual: Encoded, expected: Encoded, limits: Li
         max_relative_l2=limits.relative_l2,
         min_cosine=limits.cosine,
         max_mask_error=limits.mask_error if errors else None,
-        passed=relative_l2 <= limits.relative_l2
-        and cosine >= limits.cosine
-        and (mask_error is None or mask_error <= limits.mask_error),
+        passed=True,
     )
+    return row.model_copy(update={"passed": row.within_limits})

@@ -78,6 +78,15 @@ class ParityRow(_Part):
     max_mask_error: float | None = None
     passed: bool
 
+    @property
+    def within_limits(self) -> bool:
+        """Whether the measured values are within the limits; `passed` has to agree."""
+        return (
+            self.relative_l2 <= self.max_relative_l2
+            and self.cosine >= self.min_cosine
+            and (self.mask_error is None or self.mask_error <= (self.max_mask_error or 0.0))
+        )
+
     def describe(self) -> str:
         """Measured values with their limits, on one line."""
         text = (
@@ -99,7 +108,7 @@ class Parity(_Part):
 
     def failures(self) -> list[str]:
         """One line for each row that failed."""
-        return [row.describe() for row in self.rows if not row.passed]
+        return [row.describe() for row in self.rows if not (row.passed and row.within_limits)]
 
 
 class Manifest(_Part):
@@ -184,13 +193,18 @@ def read_manifest(root: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
         version = content.get("schema_version") if isinstance(content, dict) else None
+        if version is None:
+            raise DataLossError(f"{path} is damaged: it has no schema_version", reason="BUNDLE_DAMAGED")
         if isinstance(version, int) and version != SCHEMA_VERSION:
             raise FailedPreconditionError(
                 f"{path} has schema version {version}, this passerby reads {SCHEMA_VERSION}: export the bundle again",
                 reason="BUNDLE_SCHEMA_VERSION",
             )
         return Manifest.model_validate(content)
-    except (ValueError, ValidationError) as error:  # not JSON, or not our JSON
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise DataLossError(f"{path} is damaged: {problems}", reason="BUNDLE_DAMAGED") from error
+    except ValueError as error:  # not JSON
         raise DataLossError(f"{path} is damaged: {error}", reason="BUNDLE_DAMAGED") from error
 
 

@@ -1,0 +1,204 @@
+"""A bundle that is not what its bundle.json says is refused, each time with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from passerby.errors import DataLossError, FailedPreconditionError, NotFoundError, PasserbyError
+from passerby_model.bundle import (
+    Input,
+    Manifest,
+    Parity,
+    ParityRow,
+    describe_file,
+    fingerprint_of,
+    manifest_bytes,
+    open_bundle,
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A good bundle (of two files; what is in them does not matter here)."""
+    root = tmp_path / "bundle"
+    root.mkdir()
+    for name in ("encoder.xml", "encoder.bin"):
+        (root / name).write_bytes(name.encode() * 100)
+    files = {name: describe_file(root / name) for name in ("encoder.xml", "encoder.bin")}
+    input = Input(snippet_length=4, height=256, width=128)
+    row = ParityRow(
+        runtime="openvino",
+        snippets=2,
+        frames="noise",
+        relative_l2=1e-6,
+        cosine=1.0,
+        max_relative_l2=1e-4,
+        min_cosine=0.999999,
+        passed=True,
+    )
+    manifest = Manifest(
+        name="n",
+        architecture="a",
+        encoder="encoder.xml",
+        format="openvino",
+        precision="fp32",
+        input=input,
+        descriptor_dim=8,
+        metric="cosine",
+        files=files,
+        fingerprint=fingerprint_of(files=files, input=input, descriptor_dim=8, metric="cosine", architecture="a"),
+        parity=Parity(reference="PyTorch", rows=(row,), passed=True),
+    )
+    (root / "bundle.json").write_bytes(manifest_bytes(manifest))
+    return root
+
+
+def edit(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change bundle.json as an editor would."""
+    content = json.loads((root / "bundle.json").read_text())
+    change(content)
+    (root / "bundle.json").write_text(json.dumps(content))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def fail_row(content: dict[str, Any]) -> None:
+    content["parity"]["rows"][0] |= {"passed": False, "cosine": 0.9}
+
+
+def test_a_good_bundle_opens(root: Path) -> None:
+    bundle = open_bundle(root)
+    assert bundle.encoder_path == root / "encoder.xml"
+    assert len(bundle.fingerprint) == 64
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str, str]] = {
+    "no folder": (lambda r: r.rename(r.with_name("x")), NotFoundError, "BUNDLE_NOT_FOUND", "bundle wrap"),
+    "flipped byte": (lambda r: flip(r / "encoder.bin"), DataLossError, "BUNDLE_DAMAGED", r"encoder\.bin differs"),
+    "cut short": (lambda r: cut(r / "encoder.bin"), DataLossError, "BUNDLE_DAMAGED", r"encoder\.bin differs"),
+    "missing file": (
+        lambda r: (r / "encoder.bin").unlink(),
+        NotFoundError,
+        "BUNDLE_INCOMPLETE",
+        r"encoder\.bin is missing",
+    ),
+    "no json": (lambda r: (r / "bundle.json").write_text("{"), DataLossError, "BUNDLE_DAMAGED", "is damaged"),
+    "json of another kind": (
+        lambda r: (r / "bundle.json").write_text("[]"),
+        DataLossError,
+        "BUNDLE_DAMAGED",
+        "damaged",
+    ),
+    "not text": (
+        lambda r: (r / "bundle.json").write_bytes(b"\xff\xfe\x00"),
+        DataLossError,
+        "BUNDLE_DAMAGED",
+        "damaged",
+    ),
+    "newer schema": (
+        lambda r: edit(r, lambda c: c.update(schema_version=2)),
+        FailedPreconditionError,
+        "BUNDLE_SCHEMA_VERSION",
+        "schema version 2, this passerby reads 1",
+    ),
+    "no schema version": (
+        lambda r: edit(r, lambda c: c.pop("schema_version")),
+        DataLossError,
+        "BUNDLE_DAMAGED",
+        "schema_version",
+    ),
+    "unknown key": (lambda r: edit(r, lambda c: c.update(extra=1)), DataLossError, "BUNDLE_DAMAGED", "extra"),
+    "metric edited": (
+        lambda r: edit(r, lambda c: c.update(metric="squared_euclidean")),
+        DataLossError,
+        "BUNDLE_DAMAGED",
+        "was edited",
+    ),
+    "snippet length edited": (
+        lambda r: edit(r, lambda c: c["input"].update(snippet_length=8)),
+        DataLossError,
+        "BUNDLE_DAMAGED",
+        "was edited",
+    ),
+    "file dropped from the list": (
+        lambda r: edit(r, lambda c: c["files"].pop("encoder.bin")),
+        DataLossError,
+        "BUNDLE_DAMAGED",
+        "was edited",
+    ),
+    "encoder without checksum": (
+        lambda r: edit(r, lambda c: c.update(encoder="other.xml")),
+        DataLossError,
+        "BUNDLE_DAMAGED",
+        r"other\.xml",
+    ),
+    "path out of the bundle": (
+        lambda r: edit(r, lambda c: c["files"].update({"../../etc/passwd": c["files"]["encoder.bin"]})),
+        DataLossError,
+        "BUNDLE_DAMAGED",
+        "leads out",
+    ),
+    "no parity report": (
+        lambda r: edit(r, lambda c: c.update(parity=None)),
+        FailedPreconditionError,
+        "BUNDLE_UNVERIFIED",
+        "no parity report",
+    ),
+    "empty parity report": (
+        lambda r: edit(r, lambda c: c["parity"].update(rows=[])),
+        FailedPreconditionError,
+        "BUNDLE_UNVERIFIED",
+        "no parity report",
+    ),
+    "failed row": (
+        lambda r: edit(r, fail_row),
+        FailedPreconditionError,
+        "BUNDLE_UNVERIFIED",
+        "openvino, batch 2 of noise: .*cosine 0.9",
+    ),
+    "marked as failed": (
+        lambda r: edit(r, lambda c: c["parity"].update(passed=False)),
+        FailedPreconditionError,
+        "BUNDLE_UNVERIFIED",
+        "marked as failed",
+    ),
+    "row beyond its limit but marked as passed": (
+        lambda r: edit(r, lambda c: c["parity"]["rows"][0].update(cosine=0.5)),
+        FailedPreconditionError,
+        "BUNDLE_UNVERIFIED",
+        "cosine 0.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_its_reason(root: Path, case: str) -> None:
+    damage, error, reason, message = REFUSED[case]
+    damage(root)
+    with pytest.raises(error, match=message) as caught:
+        open_bundle(root)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("case", ["no parity report", "failed row"])
+def test_unverified_is_served_on_demand(root: Path, case: str) -> None:
+    REFUSED[case][0](root)
+    assert open_bundle(root, allow_unverified=True).manifest.name == "n"
+
+
+def test_damage_is_refused_even_on_demand(root: Path) -> None:
+    flip(root / "encoder.bin")
+    with pytest.raises(DataLossError):
+        open_bundle(root, allow_unverified=True)
