@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, Entry] = {
     "gallery": Entry("passerby_client.commands.gallery:app", "Create, list, show and delete galleries."),
     "tracklet": Entry("passerby_client.commands.tracklet:app", "List, show and delete tracklets; assign identities."),
     "model": Entry("passerby_client.commands.model:app", "Show which model the server runs."),
+    "health": Entry("passerby_client.commands.health:health", "Say whether the server serves; for probes."),
     "bundle": Entry("passerby_export.cli:bundle", "Wrap, show and verify model bundles.", "export"),
     "train": Entry("passerby_export.train:train_command", "Train an encoder.", "train"),
     "export": Entry("passerby_export.cli:export", "Export a trained encoder as a bundle.", "export"),

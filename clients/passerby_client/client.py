@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from passerby.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -109,6 +110,7 @@ class Client:
         self._tracklets = tracklet_service_pb2_grpc.TrackletServiceStub(self._channel)
         self._searches = search_service_pb2_grpc.SearchServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def close(self) -> None:
         """Closes the connection; calls under way end with CancelledError, further ones with FailedPreconditionError."""
@@ -432,6 +434,12 @@ class Client:
     def model_info(self, *, timeout: float | None = None) -> model_service_pb2.ModelInfo:
         """The model that the server runs."""
         return self._call(self._models.GetModelInfo, model_service_pb2.GetModelInfoRequest(), timeout).model_info
+
+    def health(self, service: str = "", *, timeout: float | None = None) -> str:
+        """SERVING, NOT_SERVING or UNKNOWN: of the whole server, or of one service (`passerby.v1.SearchService`)."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        status = self._call(self._health.Check, request, timeout).status  # type: ignore[attr-defined]  # stubs lack it
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(status)
 
     # Calls
 

@@ -194,6 +194,21 @@ def test_model_info(run: Run, client: Client) -> None:
     assert info["mask_blocks"] == [4, 5]
 
 
+def test_health_of_a_serving_server(run: Run) -> None:
+    assert run("health").out.strip() == "SERVING"
+
+
+def test_health_without_a_server_fails() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "passerby_client.cli", "health", "--server", "127.0.0.1:1", "--timeout", "2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "127.0.0.1:1" in done.stderr
+
+
 def test_json_counts_are_numbers(run: Run, people: str) -> None:
     stats = json.loads(run("gallery", "stats", people, "--json").out)
     assert stats["tracklet_count"] == 6
