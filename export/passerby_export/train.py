@@ -111,6 +111,7 @@ class _Average:
         values = {
             "loss": step.loss,
             "triplet": step.triplet,
+            "distillation": step.distillation,
             "accuracy": 100 * step.accuracy,
             "seconds": step.seconds,
             "wait": step.wait_seconds,
@@ -118,10 +119,11 @@ class _Average:
         old = self._values or values
         self._values = {key: SMOOTHING * old[key] + (1 - SMOOTHING) * value for key, value in values.items()}
         now = self._values
+        imitation = f"distillation {now['distillation']:.3f} " if now["distillation"] else ""
         waiting = 100 * now["wait"] / max(now["seconds"], 1e-9)
         return (
             f"epoch {step.epoch + 1} loss {now['loss']:.3f} triplet {now['triplet']:.3f} "
-            f"accuracy {now['accuracy']:.0f} % {step.clips / max(now['seconds'], 1e-9):.1f} clips/s "
+            f"{imitation}accuracy {now['accuracy']:.0f} % {step.clips / max(now['seconds'], 1e-9):.1f} clips/s "
             f"(waiting {waiting:.0f} %) lr {step.lr:.1e}"
         )
 

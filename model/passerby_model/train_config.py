@@ -82,6 +82,9 @@ class TrainConfig(_Frozen):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     margin: float = Field(0.3, ge=0)
     triplet_weight: float = Field(1.0, ge=0)
+    teacher: Path | None = None  # bundle whose descriptors the encoder also learns to reproduce (distillation)
+    teacher_weight: float = Field(1.0, ge=0)
+    teacher_frames: int = Field(4, ge=1)  # of each tracklet that the teacher sees, evenly spread
     amp: Literal["none", "bf16", "fp16"] = "none"
 
     seed: int = Field(0, ge=0)
@@ -185,7 +188,7 @@ def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(sources, list):
         listed = [joined(source, "path", "identities") if isinstance(source, dict) else source for source in sources]
         values = {**values, "data": listed}
-    return joined(values, "init")
+    return joined(values, "init", "teacher")
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

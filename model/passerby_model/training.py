@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from passerby.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
 from torch import Tensor, nn
 
-from passerby_model import checkpoint, clips, losses, validation, warm_start
+from passerby_model import checkpoint, clips, distillation, losses, validation, warm_start
 from passerby_model.backbones import Backbone
 from passerby_model.embed import normalised
 from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
@@ -30,14 +30,14 @@ from passerby_model.sampler import IdentitySampler
 from passerby_model.train_config import RUN_CONFIG, TrainConfig
 from passerby_model.training_data import TrainingData, gather
 
-LAST, BEST, FINAL, LOG = "last.pt", "best.pt", "final.pt", "log.jsonl"
+LAST, BEST, FINAL, LOG, TEACHER = "last.pt", "best.pt", "final.pt", "log.jsonl", "teacher.npz"
 WARMUP_START = 0.01
 _GIB = 1024**3
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one iteration did; both losses without their weights.
+    """What one iteration did; the parts of the loss without their weights.
 
     iteration counts from 1: how many have been done; epoch from 0. accuracy: share of the clips whose identity the
     classifier got right, in [0, 1]. seconds: of wall clock since the last iteration, wait_seconds of them spent
@@ -47,16 +47,14 @@ class Step:
     iteration: int
     epoch: int
     lr: float
+    loss: float
     cross_entropy: float
     triplet: float
+    distillation: float
     accuracy: float
     clips: int
     seconds: float
     wait_seconds: float
-
-    @property
-    def loss(self) -> float:
-        return self.cross_entropy + self.triplet
 
 
 class Reporter(Protocol):
@@ -177,6 +175,8 @@ class _Run:
         checkpoint.check_state(saved.state, model, self.architecture)
         model.load_state_dict(saved.state)
         self._prepare(model, set(saved.training["taken"]))
+        if self.imitation is not None:
+            self.accelerator.unwrap_model(self.imitation).load_state_dict(saved.training["imitation"])
         self.optimizer.load_state_dict(saved.training["optimizer"])
         if saved.training["scaler"]:
             self.scaler.load_state_dict(saved.training["scaler"])
@@ -193,7 +193,7 @@ class _Run:
                 break
             waited = time.monotonic() - began
             step = self._step(batch, frames, began, waited)
-            self._log({**asdict(step), "loss": step.loss})
+            self._log(asdict(step))
             self.reporter.step(step, self.total)
             self._end_epoch(batch)
             if time.monotonic() - saved_at > 60 * self.config.save_minutes:
@@ -237,6 +237,10 @@ class _Run:
         entropy = losses.cross_entropy(logits.float(), labels, config.label_smoothing)
         triplet = losses.batch_hard_triplet(descriptors.float(), labels, config.margin)
         loss = entropy + config.triplet_weight * triplet
+        imitation = descriptors.new_zeros(())
+        if self.imitation is not None:
+            imitation = self.imitation(descriptors.float(), torch.from_numpy(batch.members).to(device))
+            loss = loss + config.teacher_weight * imitation
         self._check_finite(loss, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(self.scaler.scale(loss))
@@ -251,8 +255,10 @@ class _Run:
             iteration=self.iteration,
             epoch=batch.epoch,
             lr=rate,
+            loss=loss.item(),
             cross_entropy=entropy.item(),
             triplet=triplet.item(),
+            distillation=imitation.item(),
             accuracy=accuracy,
             clips=len(frames),
             seconds=time.monotonic() - began,
@@ -299,6 +305,9 @@ class _Run:
             {"params": old, "factor": 1.0},
             {"params": new, "factor": config.new_layers_lr_factor if old else 1.0},
         ]
+        self.imitation = self._imitation()
+        if self.imitation is not None:
+            groups.append({"params": list(self.imitation.parameters()), "factor": 1.0})
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = kind(
             [group for group in groups if group["params"]], lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -312,6 +321,19 @@ class _Run:
             (config.height, config.width),
             config.seed,
         )
+
+    def _imitation(self) -> nn.Module | None:
+        """What compares with the teacher's descriptors, when there is a teacher."""
+        config = self.config
+        if config.teacher is None:
+            return None
+        self.out.mkdir(parents=True, exist_ok=True)
+        targets = distillation.teacher_descriptors(
+            config.teacher, self.data.tracklets, config.teacher_frames, self.out / TEACHER, self.reporter.message
+        )
+        imitation = distillation.Imitation(self._plain().encoder.descriptor_size, targets)
+        prepared: nn.Module = self.accelerator.prepare(imitation)
+        return prepared
 
     def _set_mode(self) -> None:
         """Train mode, but for frozen stages, whose batch statistics stay as they are."""
@@ -339,6 +361,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "taken": sorted(self.taken),
+            "imitation": self.accelerator.unwrap_model(self.imitation).state_dict() if self.imitation else None,
         }
         metadata = {
             "config": self.config.model_dump(mode="json"),
