@@ -10,7 +10,7 @@ help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: .venv-demo/.ready ## Synthetic camera gallery, server, bulk index, search: one ranked table and a picture.
-	.venv-demo/bin/python clients/demo.py --out $(DEMO)
+	.venv-demo/bin/python benchmarks/demo.py --out $(DEMO)
 
 test: lint types proto pytest ## All checks: what CI runs.
 

@@ -1,0 +1,89 @@
+"""The main job on a synthetic street: gallery, server, bulk index, search; a ranked table, rank-1/mAP and a picture.
+
+    make demo        or        python benchmarks/demo.py --out demo
+
+Everything goes through the `passerby` command and the server's API, as a user would do it. Nobody on the street is real.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common import ROOT, rank_over_server, running_server
+from passerby_client import Client
+from passerby_model.datasets import read
+
+BUNDLE = ROOT / "bundles/street-ward-cosam45"
+SEED = 2019  # people that the sample bundle was not trained on
+IDENTITIES = 16
+CAMERAS = 3
+FRAMES = 8
+
+
+def passerby(*arguments: str | Path) -> None:
+    """Runs and shows a `passerby` command. Raises SystemExit with its status when it fails."""
+    print("\n$ passerby " + " ".join(str(a) for a in arguments), flush=True)
+    done = subprocess.run([Path(sys.executable).parent / "passerby", *arguments], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def write_street(root: Path) -> tuple[Path, Path]:
+    """The street below `root`, split into what cameras 2 and 3 saw (gallery) and what camera 1 saw (query)."""
+    street = root / "street"
+    size = ["--identities", str(IDENTITIES), "--cameras", str(CAMERAS), "--frames", str(FRAMES), "--seed", str(SEED)]
+    passerby("street", street, *size)
+    first = min(path.name for path in street.glob("*/*") if path.is_dir())
+    query = root / "query"
+    for camera in sorted(street.glob(f"*/{first}")):
+        target = query / camera.relative_to(street)
+        target.parent.mkdir(parents=True)
+        camera.rename(target)
+    shutil.copy(street / "street.json", query)
+    return street, query
+
+
+def show(address: str, gallery: Path, query: Path, picture: Path) -> None:
+    """Indexes, searches one tracklet for people to look at, then all of them for the figures."""
+    passerby("gallery", "create", "street", "--server", address)
+    passerby("index", gallery, "--gallery", "street", "--server", address)
+    queries = read(query).tracklets
+    one = queries[0]
+    frames = one.frames[0].parent
+    arguments = ["--gallery", "street", "--top-k", "5", "--identity-of-query", one.identity, "--overlay"]
+    passerby("search", "--frames", frames, *arguments, "--picture", picture, "--server", address)
+    with Client(address, timeout=300) as client:
+        stored = read(gallery).tracklets
+        ranking = rank_over_server(client, "street", queries, stored)
+    rank_1, mean_ap = 100 * float(ranking.cmc[0]), 100 * ranking.mean_average_precision
+    print(f"\n{ranking.valid_queries} people of camera 1 searched among {len(stored)} tracklets of the other cameras:")
+    print(f"rank-1 {rank_1:.1f}   mAP {mean_ap:.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "demo")
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    out: Path = arguments.out.resolve()
+    if (out / "street/street.json").exists():  # of an earlier demo
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    gallery, query = write_street(out)
+    print(
+        f"\n$ passerby serve --bundle {arguments.bundle.name} --data {out.name}/data --address 127.0.0.1:0", flush=True
+    )
+    with running_server(arguments.bundle, out / "data") as address:
+        print(f"passerby is serving on {address}")
+        show(address, gallery, query, out / "result.png")
+    print(f"picture: {out / 'result.png'}   ({time.monotonic() - start:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()
