@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
-from openvino import opset13 as ops
 from passerby.errors import FailedPreconditionError, InvalidArgumentError
 from passerby_model.backends import EncoderFormat
+from passerby_model.backends.quiet import import_openvino
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME
 
 from .foreign import MIN_LENGTH, Ports, Shape, frame_by_frame, resolve_ports
 from .parity import Reference
 from .spec import WrapSpec
+
+openvino = import_openvino()
+ops = openvino.opset13
 
 
 class OpenVinoModel:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 from onnx import TensorProto, helper
 from passerby.errors import FailedPreconditionError, InternalError, InvalidArgumentError, NotFoundError
 from passerby_model.backends import Encoded, EncoderSpec, open_backend, open_encoder
 from passerby_model.backends.base import BackendName, check_encoded
+from passerby_model.backends.quiet import import_openvino
 from passerby_model.bundle import open_bundle
 
 from tests.encoders import expected_descriptor, make_bundle, write_encoder
 
+openvino = import_openvino()
 BOTH: list[BackendName] = ["openvino", "onnxruntime"]
 
 
