@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Self
 
 from passerby.errors import UnavailableError
@@ -67,12 +67,13 @@ class BulkIngest:
     async def _read(self, requests: AsyncIterator[v1.BulkIngestTrackletsRequest]) -> None:
         working: set[asyncio.Task[None]] = set()
         try:
-            async for message in self._until_draining(requests):
-                await self._places.acquire()
-                task = asyncio.create_task(self._one(message))
-                for tasks in (working, self._tasks):
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
+            async with contextlib.aclosing(self._until_draining(requests)) as messages:
+                async for message in messages:
+                    await self._places.acquire()
+                    task = asyncio.create_task(self._one(message))
+                    for tasks in (working, self._tasks):
+                        tasks.add(task)
+                        task.add_done_callback(tasks.discard)
         except Exception as error:  # noqa: BLE001 - raised by `answers`, once everything before it is answered
             self._failure = error
         await asyncio.gather(*working)
@@ -80,23 +81,25 @@ class BulkIngest:
 
     async def _until_draining(
         self, requests: AsyncIterator[v1.BulkIngestTrackletsRequest]
-    ) -> AsyncIterator[v1.BulkIngestTrackletsRequest]:
+    ) -> AsyncGenerator[v1.BulkIngestTrackletsRequest, None]:
         draining = asyncio.create_task(self._draining.wait())
+        following: asyncio.Task[v1.BulkIngestTrackletsRequest | None] | None = None
         try:
             while True:
-                following = asyncio.ensure_future(anext(requests))
+                following = asyncio.create_task(_next(requests))
                 await asyncio.wait({following, draining}, return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
-                    following.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await following
                     raise UnavailableError("the server is shutting down; send the rest again", reason="SHUTTING_DOWN")
-                try:
-                    yield following.result()
-                except StopAsyncIteration:
+                message = following.result()
+                if message is None:
                     return
+                yield message
         finally:
             draining.cancel()
+            # A caller that goes away cancels this in the middle of a read, which must not be left running.
+            if following is not None:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
 
     async def _one(self, message: v1.BulkIngestTrackletsRequest) -> None:
         try:
@@ -113,3 +116,8 @@ class BulkIngest:
         except Exception as error:  # noqa: BLE001 - one bad tracklet does not end the stream, whatever is bad about it
             return Answer(request_id=request.request_id, status=bounded_status(explain(error)))
         return Answer(request_id=request.request_id, tracklet=convert.tracklet_message(record))
+
+
+async def _next(requests: AsyncIterator[v1.BulkIngestTrackletsRequest]) -> v1.BulkIngestTrackletsRequest | None:
+    """The next request, None at the end: StopAsyncIteration is no result that a task should carry."""
+    return await anext(requests, None)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import threading
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -18,7 +21,7 @@ from passerby.v1 import tracklet_service_pb2 as tracklet_v1
 from PIL import Image
 
 from tests.encoders import expected_descriptor
-from tests.server.live import LiveServer, refused
+from tests.server.live import LiveServer, Stubs, refused
 from tests.server.pictures import crops, encoded, raw, sequence
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -326,6 +329,31 @@ class TestBulk:
             if live.on_loop(lambda: admitted.admitted) == 0:
                 return
         raise AssertionError("room is still held")
+
+    @pytest.mark.parametrize("how", ["cancelled", "closed"])
+    def test_a_stream_that_breaks_off_while_it_is_read_leaves_no_task_behind(
+        self, live: LiveServer, gallery: str, caplog, how: str
+    ) -> None:
+        [request] = self.requests(gallery, 1)
+        more = threading.Event()
+
+        def requests() -> Iterator[tracklet_v1.BulkIngestTrackletsRequest]:
+            yield request
+            more.wait(30)
+
+        other = Stubs(live.port)
+        call = other.tracklets.BulkIngestTracklets(requests(), timeout=60)
+        next(call)  # the server now waits for the second request
+        if how == "cancelled":
+            call.cancel()
+        other.close()
+        more.set()
+        for _ in range(200):
+            if live.on_loop(lambda: live.server.guard.calls) == 0:
+                break
+        assert live.on_loop(lambda: live.server.guard.calls) == 0
+        live.on_loop(gc.collect)  # asyncio complains of a lost task when it is collected
+        assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
 
 
 @pytest.fixture(scope="module")
