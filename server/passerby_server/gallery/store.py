@@ -100,6 +100,7 @@ class Store:
             self.path = folder / DATABASE_NAME
             self._lock = FolderLock(folder)
             undo.callback(self._lock.release)
+            _make_private(self.path)
             with translated_errors():
                 self._writer = self._connect()
                 undo.callback(self._writer.close)
@@ -108,8 +109,9 @@ class Store:
         self._writer_lock = threading.Lock()
         self._queue_lock = threading.Lock()
         self._queue: list[_Write[Any]] = []
-        self._readers_lock = threading.Lock()
+        self._readers_lock = threading.Condition()
         self._readers: list[sqlite3.Connection] = []
+        self._reading = 0
         self._scrub_wanted = False
         self._closed = False
 
@@ -143,15 +145,14 @@ class Store:
     def read(self) -> Iterator[sqlite3.Connection]:
         """A reading connection on one unchanging state of the store."""
         with translated_errors():
-            connection = self._take_reader()
-            try:
+            with self._reader() as connection:
                 connection.execute("BEGIN")
                 connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the snapshot starts with the first read
-                yield connection
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                self._return_reader(connection)
+                try:
+                    yield connection
+                finally:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -160,11 +161,15 @@ class Store:
             yield
 
     def close(self) -> None:
-        """Closes all connections, which folds the log into the database, and gives the folder free. Idempotent."""
+        """Closes all connections, which folds the log into the database, and gives the folder free. Idempotent.
+
+        Reads under way end first, further ones raise UnavailableError. Must not be called within a read.
+        """
         with self._writer_lock, self._readers_lock:
             if self._closed:
                 return
             self._closed = True
+            self._readers_lock.wait_for(lambda: self._reading == 0)
             for reader in self._readers:
                 reader.close()
             self._readers.clear()
@@ -185,22 +190,30 @@ class Store:
         self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return before
 
-    def _take_reader(self) -> sqlite3.Connection:
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        """A reading connection that nobody else uses meanwhile."""
         with self._readers_lock:
             if self._closed:
                 raise UnavailableError("the gallery is closed: the server is going down", reason="SHUTTING_DOWN")
-            if self._readers:
-                return self._readers.pop()
-        connection = self._connect()
-        connection.execute("PRAGMA query_only = ON")
-        return connection
+            self._reading += 1
+            connection = self._readers.pop() if self._readers else None
+        try:
+            if connection is None:
+                connection = self._connect()
+                connection.execute("PRAGMA query_only = ON")
+            yield connection
+        finally:
+            self._return_reader(connection)
 
-    def _return_reader(self, connection: sqlite3.Connection) -> None:
+    def _return_reader(self, connection: sqlite3.Connection | None) -> None:
         with self._readers_lock:
-            if not self._closed and len(self._readers) < IDLE_READERS:
+            if connection is not None and not self._closed and len(self._readers) < IDLE_READERS:
                 self._readers.append(connection)
-                return
-        connection.close()
+            elif connection is not None:
+                connection.close()
+            self._reading -= 1
+            self._readers_lock.notify_all()
 
     def _commit_group(self, own: _Write[Any]) -> None:
         """Commits the waiting writes, `own` among them. Called by the one thread that holds the writer lock."""
@@ -243,8 +256,10 @@ class Store:
         self._scrub_wanted = True
         try:
             self._writer.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
-            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._writer.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
+            try:
+                busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
             self._scrub_wanted = bool(busy)
         except sqlite3.Error:
             logger.exception("the write-ahead log still holds deleted content; it is emptied after a later write")
@@ -294,6 +309,23 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         raise FailedPreconditionError(
             f"cannot use {folder} as data folder: {error.strerror}", reason="STORE_NOT_WRITABLE"
+        ) from error
+
+
+def _make_private(database: Path) -> None:
+    """Makes the database, if absent, for its owner alone; SQLite gives its log the same mode.
+
+    The folder's mode does not do: a folder that was there before, such as a mounted volume, may be open to others.
+    """
+    try:
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        for path in (database, *(database.with_name(database.name + suffix) for suffix in ("-wal", "-shm"))):
+            if path.exists() and path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+    except OSError as error:
+        raise FailedPreconditionError(
+            f"cannot keep {database} to its owner alone: {error.strerror}; check who owns the data folder",
+            reason="STORE_NOT_WRITABLE",
         ) from error
 
 

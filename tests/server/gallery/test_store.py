@@ -11,7 +11,13 @@ import threading
 
 import numpy as np
 import pytest
-from passerby.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
+from passerby.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from passerby_server.gallery import ledger, rows, schema
 from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.store import DATABASE_NAME, LOCK_NAME, Store
@@ -340,6 +346,37 @@ def test_folder_that_is_a_file_is_refused(tmp_path):
 
 def test_data_folder_is_readable_by_its_owner_alone(opened, folder):
     assert folder.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["new", "of-an-earlier-version"])
+def test_files_are_readable_by_their_owner_alone_in_an_open_folder_too(folder, earlier):
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    if earlier:
+        open_galleries(folder).close()
+        (folder / DATABASE_NAME).chmod(0o644)
+    galleries = open_galleries(folder)
+    galleries.create_gallery("g", "", SPACE)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    galleries.close()
+    assert modes == {name: 0o600 for name in (LOCK_NAME, DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm")}
+
+
+def test_closing_waits_for_the_searches_under_way(opened, folder):
+    put(opened, "t", [1, 0, 0, 0])
+    closing = threading.Thread(target=opened.close)
+    with opened._store.read() as connection:
+        closing.start()
+        closing.join(0.3)
+        assert closing.is_alive()
+        with pytest.raises(FailedPreconditionError, match="in use"):
+            open_galleries(folder)
+        assert connection.execute("SELECT count(*) FROM tracklets").fetchone() == (1,)
+    closing.join(10)
+    assert not closing.is_alive()
+    with pytest.raises(UnavailableError, match="going down"):
+        opened.search("g", ask([1, 0, 0, 0]))
+    assert not (folder / f"{DATABASE_NAME}-wal").exists()
 
 
 def test_filters_take_more_values_than_sqlite_binds(opened):
