@@ -28,6 +28,8 @@ MIN_SHARD_ROWS = 256
 """Rows of a shard at least, however long they are."""
 SLACK = 16
 """Further candidates fetched beyond k, whose distances are recomputed: room for float32 rounding and for ties."""
+EXACT_ROWS = 1024
+"""Vectors copied out of the index at once to recompute their distances (8 MiB at 2,048 values)."""
 ROUNDING = 2e-5
 """Bound of FAISS's float32 rounding of a distance: relative for squared_euclidean, absolute for cosine."""
 
@@ -265,12 +267,12 @@ class ExactIndex:
         return list(self._pool.map(search, self._shards))
 
     def _exact(self, vector: NDArray[np.float32], ids: NDArray[np.int64]) -> Neighbours:
-        """Distances to `ids` (ascending), summed in float64 so that equal vectors are at exactly 0; sorted."""
-        ids, vectors = self._take(ids)
+        """Distances to `ids` (ascending, all of them here), summed in float64 so that equal vectors are at exactly 0; sorted."""
         distances = np.empty(len(ids), np.float32)
-        for start in range(0, len(ids), 1024):  # in parts: all rows may tie
-            part = slice(start, start + 1024)
-            distances[part] = exact_distances(vector[0], vectors[part], self._metric)
+        for start in range(0, len(ids), EXACT_ROWS):  # in parts: all rows of the gallery may tie
+            part = slice(start, start + EXACT_ROWS)
+            _, vectors = self._take(ids[part])
+            distances[part] = exact_distances(vector[0], vectors, self._metric)
         order = np.argsort(distances, kind="stable")
         return Neighbours(ids[order], distances[order])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,3 +211,19 @@ def test_adding_searching_and_deleting_at_once(tmp_path, monkeypatch):
         for name, vector in mob.kept.items():
             assert ids(galleries.search("g", ask(vector, 1, "f"))) == [name]
     galleries.close()
+
+
+def test_a_query_that_is_equally_far_from_everything_copies_no_gallery():
+    rows, size = 20_000, 256  # 20 MB
+    with ThreadPoolExecutor(1) as pool:
+        index = index_module.ExactIndex(size, "cosine", pool)
+        index.add(np.arange(rows), np.random.default_rng(0).random((rows, size), np.float32))
+        tracemalloc.start()
+        try:
+            found = index.search(np.zeros(size, np.float32), 3)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert found.ids.tolist() == [0, 1, 2]
+    assert found.distances.tolist() == [1.0, 1.0, 1.0]
+    assert peak < 10e6
