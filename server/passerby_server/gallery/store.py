@@ -144,15 +144,14 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A reading connection on one unchanging state of the store."""
-        with translated_errors():
-            with self._reader() as connection:
-                connection.execute("BEGIN")
-                connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the snapshot starts with the first read
-                try:
-                    yield connection
-                finally:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
+        with translated_errors(), self._reader() as connection:
+            connection.execute("BEGIN")
+            connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the snapshot starts with the first read
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
