@@ -15,6 +15,9 @@ from typing import IO, Self
 
 from passerby.errors import InvalidArgumentError, NotFoundError
 
+# How every line begins: a last line that does not was never torn off one of ours.
+_START = b'{"gallery": "'
+
 
 class Journal:
     """The journal of one gallery. Use it as a context manager.
@@ -31,7 +34,8 @@ class Journal:
     def __init__(self, path: Path, gallery: str) -> None:
         self._gallery = gallery
         try:
-            self._file: IO[bytes] = path.open("a+b")
+            # For its owner alone: sources may name people.
+            self._file: IO[bytes] = open(path, "a+b", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
         except OSError as error:
             raise NotFoundError(f"{path}: the journal cannot be opened: {error.strerror or error}") from error
         try:
@@ -67,6 +71,8 @@ class Journal:
         done, end = set(), 0
         for line in self._file:
             if not line.endswith(b"\n"):
+                if line[: len(_START)] != _START[: len(line)]:
+                    raise _no_journal(path)
                 break  # torn: its tracklet is sent again
             source = self._source(line, path)
             if source is not None:
@@ -82,7 +88,9 @@ class Journal:
             record = json.loads(line)
             gallery, source = record["gallery"], record["source"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidArgumentError(
-                f"{path}: not a journal of `passerby index`; name another file with --journal"
-            ) from error
+            raise _no_journal(path) from error
         return str(source) if gallery == self._gallery else None
+
+
+def _no_journal(path: Path) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{path}: not a journal of `passerby index`; name another file with --journal")

@@ -57,13 +57,20 @@ def test_a_torn_last_line_is_dropped_and_the_next_one_is_whole(tmp_path: Path, c
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-@pytest.mark.parametrize("content", [b"frame,camera\n", b'{"a": 1}\n', b"[]\n", b"\xff\xfe\n"], ids=repr)
+@pytest.mark.parametrize(
+    "content", [b"frame,camera\n", b'{"a": 1}\n', b"[]\n", b"\xff\xfe\n", b"one line", b'{"a": 1}'], ids=repr
+)
 def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     with pytest.raises(InvalidArgumentError, match="not a journal"):
         Journal(path, "g@1")
     assert path.read_bytes() == content
+
+
+def test_a_journal_is_its_owners_alone_for_it_may_name_people(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.jsonl", "g@1"):
+        assert (tmp_path / "j.jsonl").stat().st_mode & 0o077 == 0
 
 
 def test_a_journal_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
