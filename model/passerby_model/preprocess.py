@@ -26,7 +26,17 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 DEFAULT_MAX_PIXELS = 16 * 1024 * 1024
 
 # What Pillow's parsers raise on broken or hostile bytes (UnidentifiedImageError is an OSError).
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, struct.error)
+_DECODER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 def resize(image: NDArray[np.uint8], height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:

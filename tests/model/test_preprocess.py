@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -119,3 +120,18 @@ def test_read_image_names_the_path(tmp_path):
     fine = tmp_path / "fine.png"
     fine.write_bytes(encode(GRADIENT, "PNG"))
     np.testing.assert_array_equal(preprocess.read_image(fine), GRADIENT)
+
+
+def test_orientation_data_that_cannot_be_rewritten_is_a_broken_image() -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    exif[0x10F] = "maker of cameras"
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "JPEG", exif=exif)
+    data = bytearray(stream.getvalue())
+    order: Literal["little", "big"] = "little" if b"II*\0" in data else "big"
+    maker = data.index((0x10F).to_bytes(2, order) + (2).to_bytes(2, order))
+    # The text becomes one fraction, which Pillow reads, but cannot write again as the text that it should be.
+    data[maker + 2 : maker + 8] = (5).to_bytes(2, order) + (1).to_bytes(4, order)
+    with pytest.raises(InvalidArgumentError, match="broken or incomplete"):
+        preprocess.decode(bytes(data))
