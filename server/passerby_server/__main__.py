@@ -1,8 +1,25 @@
-"""`python -m passerby_server`: `passerby serve` without the client."""
+"""`python -m passerby_server`: `passerby serve` without the client; errors look as `passerby` prints them."""
+
+import sys
+from collections.abc import Sequence
 
 import typer
+from passerby.errors import PasserbyError
 
 from passerby_server.cli import serve
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; ends with SystemExit."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(serve)
+    try:
+        app(arguments if arguments is None else list(arguments), prog_name="python -m passerby_server")
+    except PasserbyError as error:
+        message = " ".join(error.message.split())
+        typer.echo(f"passerby: {message}", err=True)
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    typer.run(serve)
+    main()

@@ -38,8 +38,6 @@ def serve(
     Settings come from flags, then from the environment (PASSERBY_ADDRESS, PASSERBY_LIMITS__MAX_FRAMES, ...), then from
     the file, then from the defaults.
     """
-    from passerby.errors import PasserbyError
-
     from passerby_server import logs
     from passerby_server.config import CONFIG_VARIABLE, load_config
 
@@ -54,18 +52,14 @@ def serve(
         "log_level": log_level,
         "log_format": log_format,
     }
-    try:
-        for assignment in set_ or ():
-            key, equals, value = assignment.partition("=")
-            if not equals:
-                raise typer.BadParameter(f"{assignment!r} is not KEY=VALUE", param_hint="--set")
-            flags[key] = value
-        file = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
-        settings = load_config(flags, environment=os.environ, file=file)
-        from passerby_server.app import serve as serve_forever  # takes seconds: only once the settings are right
+    for assignment in set_ or ():
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{assignment!r} is not KEY=VALUE", param_hint="--set")
+        flags[key] = value
+    file = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    settings = load_config(flags, environment=os.environ, file=file)
+    from passerby_server.app import serve as serve_forever  # takes seconds: only once the settings are right
 
-        logs.configure(settings.log_level, settings.log_format)
-        serve_forever(settings)
-    except PasserbyError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(1) from error
+    logs.configure(settings.log_level, settings.log_format)
+    serve_forever(settings)

@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 import pytest
-import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from passerby.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
@@ -26,10 +25,9 @@ from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import tracklet_service_pb2 as tracklet_v1
 from passerby_model.backends import open_backend
 from passerby_server import runtime
+from passerby_server.__main__ import main
 from passerby_server.app import SERVICES, Server
-from passerby_server.cli import serve
 from passerby_server.config import ServerConfig
-from typer.testing import CliRunner, Result
 
 from tests.encoders import make_bundle
 from tests.server.live import LiveServer, Stubs, refused, running
@@ -75,7 +73,7 @@ def test_while_loading_health_says_so_and_calls_are_unavailable(
 
     monkeypatch.setattr(runtime, "open_backend", slowly)
 
-    async def main() -> None:
+    async def life() -> None:
         server = Server(ServerConfig(bundle=bundle, data=tmp_path, address="127.0.0.1:0"))
         starting = asyncio.create_task(server.__aenter__())
         while server.port == 0:  # noqa: ASYNC110
@@ -97,7 +95,7 @@ def test_while_loading_health_says_so_and_calls_are_unavailable(
             stubs.close()
             await server.stop(grace=0)
 
-    asyncio.run(main())
+    asyncio.run(life())
 
 
 def test_running_calls_end_and_endless_streams_are_sent_away_when_draining(bundle: Path, tmp_path: Path) -> None:
@@ -194,17 +192,29 @@ def test_the_command_serves_drains_and_keeps_what_it_acknowledged(bundle: Path, 
     ],
     ids=["open-address", "unknown-key", "no-config", "backend"],
 )
-def test_the_command_explains_what_is_wrong_in_one_line(bundle: Path, tmp_path: Path, flags, message: str) -> None:
-    done = invoke(bundle, tmp_path, *flags)
-    assert done.exit_code == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
+def test_the_command_explains_what_is_wrong_in_one_line(
+    bundle: Path, tmp_path: Path, capsys, flags, message: str
+) -> None:
+    assert invoke(bundle, tmp_path, *flags) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("passerby: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
 
 
-def test_the_environment_counts_for_the_command(bundle: Path, tmp_path: Path) -> None:
-    done = invoke(bundle, tmp_path, env={"PASSERBY_LIMITS__MAX_TOP_K": "zero"})
-    assert "limits.max_top_k: Input should be a valid integer" in done.stderr
+def test_an_unreadable_file_is_explained_in_one_line(bundle: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "server.yaml").write_text("limits: [\nmax_frames")
+    assert invoke(bundle, tmp_path, "--config", str(tmp_path / "server.yaml")) == 1
+    printed = capsys.readouterr()
+    assert "is no YAML" in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_the_environment_counts_for_the_command(bundle: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("PASSERBY_LIMITS__MAX_TOP_K", "zero")
+    assert invoke(bundle, tmp_path) == 1
+    assert "limits.max_top_k: Input should be a valid integer" in capsys.readouterr().err
 
 
 def test_a_missing_bundle_ends_the_process_with_one_line(tmp_path: Path) -> None:
@@ -212,12 +222,12 @@ def test_a_missing_bundle_ends_the_process_with_one_line(tmp_path: Path) -> None
     assert done.returncode == 1
     assert (
         done.stderr
-        == f"error: {tmp_path} is no bundle: it has no bundle.json; make one with `passerby export` or `passerby bundle wrap`\n"
+        == f"passerby: {tmp_path} is no bundle: it has no bundle.json; make one with `passerby export` or `passerby bundle wrap`\n"
     )
 
 
-def invoke(bundle: Path, folder: Path, *flags: str, env: dict[str, str] | None = None) -> Result:
-    """Runs the command in this process; only for command lines that fail before they serve."""
-    app = typer.Typer()
-    app.command()(serve)
-    return CliRunner().invoke(app, ["--bundle", str(bundle), "--data", str(folder / "data"), *flags], env=env)
+def invoke(bundle: Path, folder: Path, *flags: str) -> int | str | None:
+    """Runs the command in this process, only for command lines that fail before they serve; its exit status."""
+    with pytest.raises(SystemExit) as raised:
+        main(["--bundle", str(bundle), "--data", str(folder / "data"), *flags])
+    return raised.value.code
