@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,6 +22,8 @@ ENVIRONMENT_PREFIX = "PASSERBY_"
 CONFIG_VARIABLE = "PASSERBY_CONFIG"
 # Read by the client's commands, which often share an environment with the server.
 CLIENT_VARIABLES = frozenset({"PASSERBY_SERVER", "PASSERBY_CA_FILE"})
+# What Kubernetes (and Docker's links) set in every container beside a service named "passerby".
+_SERVICE_LINK = re.compile(r"PASSERBY_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 MIB = 1024 * 1024
 
 
@@ -53,9 +56,14 @@ class Limits(_Section):
     )
     max_top_k: int = Field(1000, ge=1, description="Hits of one search.")
     max_shortlist: int = Field(
-        2000, ge=1, description="Candidates of one re-ranking, whose cost grows with their square (2000: about 16 MiB)."
+        2000,
+        ge=1,
+        le=2000,
+        description="Candidates of one re-ranking, whose cost grows with their square (2000: about 16 MiB).",
     )
-    max_page_size: int = Field(1000, ge=1, description="Entries of one page; larger pages are lowered to this.")
+    max_page_size: int = Field(
+        1000, ge=1, le=1000, description="Entries of one page; larger pages are lowered to this."
+    )
     max_filter_values: int = Field(1000, ge=1, description="Cameras, identities or labels named in one filter.")
     max_requests: int = Field(
         256, ge=1, description="Calls in progress at the same time; further ones get RESOURCE_EXHAUSTED at once."
@@ -198,7 +206,8 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     given = {}
     for name, value in environment.items():
-        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_VARIABLE and name not in CLIENT_VARIABLES:
+        ours = name != CONFIG_VARIABLE and name not in CLIENT_VARIABLES and not _SERVICE_LINK.fullmatch(name)
+        if name.startswith(ENVIRONMENT_PREFIX) and ours:
             given[name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")] = value
     return _nested(given, "the environment", shown=lambda key: ENVIRONMENT_PREFIX + key.upper().replace(".", "__"))
 

@@ -202,11 +202,11 @@ def rerank(request: search_service.SearchTrackletsRequest, hits: int, limits: Li
     if not request.HasField("rerank"):
         return None
     given, default, problems = request.rerank, DEFAULT_RERANK, Problems()
-    k1 = given.k1 if given.HasField("k1") else default.k1
+    k1 = given.k1 if given.HasField("k1") else min(default.k1, limits.max_shortlist)
     # A k1 below the default k2 lowers it: asking for a small k1 alone is no mistake.
     k2 = given.k2 if given.HasField("k2") else min(default.k2, max(k1, 1))
     weight = given.original_weight if given.HasField("original_weight") else default.original_weight
-    shortlist = max(default.shortlist_size, hits)
+    shortlist = max(min(default.shortlist_size, limits.max_shortlist), hits)
     if given.HasField("shortlist_size"):
         shortlist = given.shortlist_size
     if not 1 <= k1 <= limits.max_shortlist:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from passerby.errors import InvalidArgumentError, NotFoundError
+from passerby.v1 import search_service_pb2 as search_v1
 from passerby_server.config import CLIENT_VARIABLES, Limits, ServerConfig, keys, load_config
+from passerby_server.convert import rerank
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,3 +98,24 @@ def test_the_clients_variables_are_no_unknown_keys() -> None:
     }
     assert used <= CLIENT_VARIABLES
     load_config({"bundle": "b"}, environment=dict.fromkeys(CLIENT_VARIABLES, "x"))
+
+
+def test_what_kubernetes_sets_beside_a_service_of_our_name_is_no_setting() -> None:
+    names = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_50051_TCP", "PORT_50051_TCP_ADDR"]
+    load_config({"bundle": "b"}, environment={f"PASSERBY_{name}": "tcp://10.0.0.1:50051" for name in names})
+    with pytest.raises(InvalidArgumentError, match="unknown key PASSERBY_SERVICES"):
+        load_config({"bundle": "b"}, environment={"PASSERBY_SERVICES": "x"})
+
+
+@pytest.mark.parametrize("setting", ["limits.max_shortlist", "limits.max_page_size"])
+def test_a_limit_cannot_promise_more_than_the_gallery_gives(setting: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"{setting}: Input should be less than or equal to"):
+        load_config({"bundle": "b", setting: "5000"})
+
+
+@pytest.mark.parametrize(("most", "shortlist", "k1"), [(100, 100, 20), (15, 15, 15), (2000, 200, 20)], ids=str)
+def test_rerank_defaults_stay_within_a_lowered_limit(most: int, shortlist: int, k1: int) -> None:
+    request = search_v1.SearchTrackletsRequest(rerank=search_v1.RerankOptions())
+    made = rerank(request, 10, Limits(max_shortlist=most))
+    assert made is not None
+    assert (made.shortlist_size, made.k1) == (shortlist, k1)
