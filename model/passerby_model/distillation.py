@@ -84,7 +84,8 @@ def _encoder(bundle: Bundle, frames: int) -> Callable[[Tracklet], NDArray[np.flo
 
 def _read(cache: Path, key: str) -> NDArray[np.float32] | None:
     try:
-        with np.load(cache) as content:
+        # numpy leaves a file that is no archive open when it is only given a path.
+        with cache.open("rb") as stream, np.load(stream) as content:
             return np.asarray(content["descriptors"], np.float32) if str(content["key"]) == key else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing, or cut off by a kill
         return None

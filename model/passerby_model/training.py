@@ -154,9 +154,11 @@ class _Run:
             state = warm_start.imagenet_state(self.architecture.backbone, self.config.pretrained)
             taken |= self._take(model, state, f"ImageNet weights {self.config.pretrained}")
         if self.config.init:
-            state = warm_start.checkpoint_state(self.config.init, same_identities=False)
-            taken |= self._take(model, state, str(self.config.init))
+            begin = warm_start.checkpoint_start(self.config.init, self.data.names)
+            taken |= self._take(model, begin.state, str(self.config.init))
         self._prepare(model, taken)
+        if self.config.init and self.imitation is not None and begin.imitation is not None:
+            warm_start.take_fitting(self.accelerator.unwrap_model(self.imitation), begin.imitation)
         if self.accelerator.is_main_process:
             (self.out / RUN_CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n")
             (self.out / LOG).write_text("")

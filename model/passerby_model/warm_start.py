@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 from passerby.errors import InvalidArgumentError, UnavailableError
-from torch import Tensor
+from torch import Tensor, nn
 
 from passerby_model import checkpoint
 from passerby_model.backbones import TIMM_NAMES, BackboneName
@@ -41,10 +41,9 @@ def take_matching(model: Classifier, state: Mapping[str, Tensor]) -> WarmStart:
         InvalidArgumentError: no tensor of the backbone fits: the file is of another kind of model.
     """
     own = model.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    fitting = take_fitting(model, state)
     if not any(key.startswith("encoder.backbone.") for key in fitting):
         raise InvalidArgumentError("nothing in these weights fits the model's backbone; is it another architecture?")
-    model.load_state_dict(fitting, strict=False)
     return WarmStart(
         taken=tuple(fitting),
         fresh=tuple(key for key in own if key not in fitting),
@@ -52,16 +51,34 @@ def take_matching(model: Classifier, state: Mapping[str, Tensor]) -> WarmStart:
     )
 
 
-def checkpoint_state(path: Path, same_identities: bool) -> dict[str, Tensor]:
-    """Weights of a checkpoint (ours or the reference's) to start from.
+def take_fitting(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Load the tensors of `state` whose name and shape fit; which they are."""
+    own = module.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    module.load_state_dict(fitting, strict=False)
+    return fitting
 
-    same_identities: keep the classifier too. Its rows mean other people in another training set.
+
+@dataclass(frozen=True)
+class Start:
+    """What a checkpoint brings: weights by name, and the map to the teacher's descriptors, if it was trained with one."""
+
+    state: dict[str, Tensor]
+    imitation: dict[str, Tensor] | None
+
+
+def checkpoint_start(path: Path, identities: Sequence[str]) -> Start:
+    """A checkpoint (ours or the reference's) to start from, for a training set of these identities.
+
+    The classifier is left out unless it was trained on the very same identities: its rows mean other people.
 
     Raises:
         NotFoundError, InvalidArgumentError: see `checkpoint.load`.
     """
-    state = checkpoint.load(path).state
-    return {key: value for key, value in state.items() if same_identities or not key.startswith("classifier.")}
+    saved = checkpoint.load(path)
+    same = saved.metadata.get("identities") == list(identities)
+    state = {key: value for key, value in saved.state.items() if same or not key.startswith("classifier.")}
+    return Start(state, (saved.training or {}).get("imitation"))
 
 
 def imagenet_state(backbone: BackboneName, source: str) -> dict[str, Tensor]:
