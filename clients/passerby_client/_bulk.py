@@ -102,7 +102,7 @@ class BulkIngest:
         open_stream: the stub's BulkIngestTracklets: takes an iterator of requests, gives an iterable call.
         ingest_large: ingests one tracklet by StreamTracklet, with its retries; raises PasserbyError.
         max_in_flight: tracklets taken from `requests` and not yet given back as results; at least 1.
-        quiet_timeout: seconds without any news while results are awaited, after which DeadlineExceededError is raised.
+        quiet_timeout: seconds without any news while the stream owes results, after which DeadlineExceededError is raised.
     """
 
     def __init__(
@@ -147,14 +147,16 @@ class BulkIngest:
             self._stop()
 
     def _next_event(self) -> _Event:
-        # A source that takes its time is no fault of the server's: only silence over sent tracklets counts.
+        # A source that takes its time is no fault of the server's, and a tracklet too large for the stream has a
+        # deadline of its own, by its length: only silence over what was sent on the stream counts.
         while True:
             try:
                 return self._events.get(timeout=self._quiet_timeout)
             except queue.Empty:
-                if self._pending:
+                waiting = sum(not pending.large for pending in self._pending.values())
+                if waiting:
                     raise DeadlineExceededError(
-                        f"the server has not answered for {self._quiet_timeout:g} s; {len(self._pending)} tracklets "
+                        f"the server has not answered for {self._quiet_timeout:g} s; {waiting} tracklets "
                         "are unanswered: repeat them, which is harmless under the same request ids"
                     ) from None
 

@@ -155,6 +155,15 @@ def test_silence_ends_the_run(faulty: tuple[Client, Faults]) -> None:
         list(client.bulk_ingest([make(0), make(1)], quiet_timeout=1.0))
 
 
+def test_a_long_tracklet_that_takes_its_time_is_no_silence(faulty: tuple[Client, Faults]) -> None:
+    client, faults = faulty
+    faults.delay = 1.0
+    large = np.zeros((1024, 1024, 3), dtype=np.uint8)
+    request = tracklet_request("g", [large, large], camera="1", request_id="large")
+    [result] = client.bulk_ingest([request], quiet_timeout=0.2)
+    assert result.tracklet.frame_count == 2
+
+
 def test_a_request_without_an_id_is_given_one_and_a_repeated_id_is_refused(faulty: tuple[Client, Faults]) -> None:
     client, faults = faulty
     anonymous = make(0)

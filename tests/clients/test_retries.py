@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import grpc
 import numpy as np
 import pytest
 from passerby.errors import (
+    CancelledError,
     DeadlineExceededError,
+    FailedPreconditionError,
     FieldViolation,
     InternalError,
     InvalidArgumentError,
@@ -130,6 +133,16 @@ def test_wait_until_ready_waits_for_a_server_that_starts_later() -> None:
         with faulty_server(address) as (_, faults):
             faults.errors["GetModelInfo"].append(UnavailableError("still loading"))
             assert client.wait_until_ready(timeout=20).server_version == "0"
+
+
+@pytest.mark.parametrize("call", ["model_info", "wait_until_ready"])
+def test_a_client_that_is_closed_between_two_attempts_says_so(call: str) -> None:
+    with faulty_server() as (address, faults):
+        faults.errors["GetModelInfo"].extend([UnavailableError("restarting", retry_delay=0.5)] * 20)
+        client = Client(address)
+        threading.Timer(0.25, client.close).start()
+        with pytest.raises((FailedPreconditionError, CancelledError)):
+            getattr(client, call)()
 
 
 def test_tls_credentials_are_used() -> None:
