@@ -1,0 +1,170 @@
+"""The README is run: every block of it, in order, against a real server, with data as small as the text allows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from passerby_client.cli import COMMANDS
+from passerby_model.street import StreetConfig, write
+from passerby_server.config import Batching, Limits
+
+from tests.export.conftest import foreign_onnx
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+ADDRESS = "127.0.0.1:50051"
+BINARIES = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced code blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def block_with(language: str, text: str) -> str:
+    found = [block for block in blocks(language) if text in block]
+    assert len(found) == 1, f"{len(found)} blocks of README.md hold {text!r}"
+    return found[0]
+
+
+def passerby_lines() -> list[list[str]]:
+    """Every `passerby ...` command of README.md, split as a shell would."""
+    joined = "\n".join(blocks("sh")).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in joined.splitlines() if line.startswith("passerby ")]
+
+
+def run(script: str, folder: Path, address: str = "", *, timeout: float = 240) -> str:
+    """Runs a shell script as the README's reader would; what it printed. Fails with its output."""
+    environment = {**os.environ, "PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
+    environment |= {"PASSERBY_SERVER": address} if address else {}
+    done = subprocess.run(
+        ["bash", "-eu", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def server(script: str, folder: Path) -> Iterator[str]:
+    """The README's server on a free port instead of its own."""
+    command = shlex.split(script.replace(ADDRESS, "127.0.0.1:0"))
+    command[0] = str(BINARIES / command[0])
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            ready = re.match(r"passerby is serving on (\S+) ", process.stdout.readline())
+            assert ready
+            yield ready[1]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the README takes for granted: a model, a folder of tracklets, a query."""
+    folder = tmp_path_factory.mktemp("readme")
+    foreign_onnx(folder / "model.onnx")
+    write(StreetConfig(identities=3, cameras=3, frames=4, height=128, width=64, seed=3), folder / "cameras")
+    seen = next((folder / "cameras").glob("*/c1/*"))
+    seen.rename(folder / "query")
+    seen.parent.rmdir()
+    return folder
+
+
+def test_wrap_serve_index_search_and_the_python_client(workplace: Path) -> None:
+    run(block_with("sh", "passerby bundle wrap"), workplace)
+    with server(block_with("sh", "passerby serve --bundle my-bundle"), workplace) as address:
+        printed = run(block_with("sh", "passerby gallery create"), workplace, address)
+        assert "8" in printed  # 3 people x 3 cameras but for the query
+        assert (workplace / "result.png").stat().st_size > 10_000
+        program = block_with("python", "from passerby_client").replace(ADDRESS, address)
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=workplace, capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout.split()[:2] == ["ann", "entrance"], done.stderr
+
+
+@pytest.mark.timeout(900)
+def test_train_and_export(workplace: Path) -> None:
+    small = {"architecture": "resnet18+cosam45+tp", "height": 64, "width": 32, "epochs": 1, "identities_per_batch": 4}
+    recipe = yaml.safe_load(block_with("yaml", "architecture:")) | small
+    (workplace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    printed = run(block_with("sh", "passerby train"), workplace, timeout=800)
+    assert "parity passed" in printed
+    assert (workplace / "runs/first/final.pt").exists()
+    assert (workplace / "first-bundle/encoder.onnx").exists()
+
+
+@pytest.mark.parametrize("words", passerby_lines(), ids=" ".join)
+def test_every_command_and_flag_exists(words: list[str]) -> None:
+    assert words[1] in COMMANDS
+    nested = [word for word in words[1:3] if not word.startswith("-")]
+    path = nested if words[1] in ("gallery", "tracklet", "model", "bundle") else nested[:1]
+    shown = run(shlex.join(["passerby", *path, "--help"]), ROOT)
+    unknown = [word for word in words if word.startswith("--") and word not in shown]
+    assert not unknown
+
+
+def test_commands_that_text_mentions_exist() -> None:
+    mentioned = re.findall(r"`passerby ([a-z]+)", README)
+    assert mentioned
+    assert set(mentioned) <= set(COMMANDS)
+    assert {f"--{flag}" for flag in re.findall(r"`--([a-z-]+)", README)} <= _all_flags()
+
+
+def _all_flags() -> set[str]:
+    commands = [[name] for name in COMMANDS]
+    commands += [["bundle", "wrap"], ["bundle", "verify"]]
+    return {
+        flag
+        for command in commands
+        for flag in re.findall(r"--[a-z-]+", run(shlex.join(["passerby", *command, "--help"]), ROOT))
+    } | {"--constraint"}  # pip's
+
+
+def test_extras_make_targets_and_image_targets_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"passerby\[(\w+)\]", README)) <= set(extras)
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE)
+    assert targets == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    assert "AS cpu" in (ROOT / "Dockerfile").read_text()
+
+
+def test_limits_are_those_of_the_server() -> None:
+    rows = re.findall(r"^\| `(limits|batching)\.(\w+)` \| (\S+) \|", README, re.MULTILINE)
+    sections = {"limits": Limits(), "batching": Batching()}
+    assert {f"{section}.{name}": value for section, name, value in rows} == {
+        f"{section}.{name}": str(value) for section, values in sections.items() for name, value in values
+    }
+
+
+def test_retrieval_figures_are_those_of_the_results() -> None:
+    rows = re.findall(
+        r"^\| .* \| ([\d.]+) / ([\d.]+) \| ([\d.]+) / ([\d.]+) \| \[\w+\]\((\S+)\) \|$", README, re.MULTILINE
+    )
+    assert len(rows) >= 3
+    for *figures, path in rows:
+        result = json.loads((ROOT / path).read_text())
+        measured = [result[gallery][key] for gallery in ("by-camera", "all-against-all") for key in ("rank_1", "mAP")]
+        assert [float(figure) for figure in figures] == measured
+
+
+def test_files_that_it_links_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
