@@ -20,6 +20,8 @@ from passerby_server.config import Limits
 from passerby_server.ingest import Ingester
 from passerby_server.interceptors import bounded_status, check_message_size, explain
 
+# Answers are messages, not trailers: enough that whoever sends a tracklet again knows every frame to leave out.
+MAX_VIOLATIONS = 1000
 Answer = v1.BulkIngestTrackletsResponse
 
 
@@ -114,7 +116,7 @@ class BulkIngest:
             convert.check_request_id(request.request_id, "request.request_id", required=True)
             record = await self._ingester.ingest(request, deadline=self._deadline, patient=True)
         except Exception as error:  # noqa: BLE001 - one bad tracklet does not end the stream, whatever is bad about it
-            return Answer(request_id=request.request_id, status=bounded_status(explain(error)))
+            return Answer(request_id=request.request_id, status=bounded_status(explain(error), most=MAX_VIOLATIONS))
         return Answer(request_id=request.request_id, tracklet=convert.tracklet_message(record))
 
 

@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 API_PREFIX = "/passerby.v1."
 REQUEST_ID_KEY = "x-request-id"
 HARD_MESSAGE_FACTOR = 4
-# gRPC gives up on trailers above 8 KiB, and base64 makes details a third larger: cut texts, not whole errors.
+# gRPC gives up on trailers above 8 KiB, in which base64 makes details a third and percent-encoding a message up to three
+# times as large: cut texts, not whole errors. All in bytes of UTF-8.
 MAX_ERROR_TEXT = 500
 MAX_VIOLATION_TEXT = 150
 MAX_VIOLATIONS = 10
@@ -181,11 +182,11 @@ def explain(error: Exception, **fields: str) -> PasserbyError:
     )
 
 
-def bounded_status(error: PasserbyError) -> status_pb2.Status:
-    """The error's status with texts cut to what fits into gRPC's trailers."""
+def bounded_status(error: PasserbyError, *, most: int = MAX_VIOLATIONS) -> status_pb2.Status:
+    """The error's status with texts and violations (at most `most`) cut to what fits into gRPC's trailers."""
     violations = [
         FieldViolation(_cut(where, MAX_VIOLATION_TEXT), _cut(what, MAX_VIOLATION_TEXT))
-        for where, what in error.violations[:MAX_VIOLATIONS]
+        for where, what in error.violations[:most]
     ]
     return type(error)(
         _cut(error.message, MAX_ERROR_TEXT),
@@ -224,7 +225,8 @@ def _bounded(deserialize: Any, limit: int | None) -> Callable[[bytes], Message |
 
 
 def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+    data = text.encode()
+    return text if len(data) <= longest else data[: longest - 3].decode(errors="ignore") + "..."
 
 
 def _accepted(message: Message | _Refused) -> Message:

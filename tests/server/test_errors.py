@@ -130,3 +130,14 @@ def test_every_method_is_guarded() -> None:
         assert "returns (stream" not in stub.read_text().replace(
             "(stream BulkIngestTrackletsRequest) returns (stream", ""
         )
+
+
+def test_details_in_any_script_fit_into_the_trailers(live: LiveServer, failing) -> None:
+    text = "\N{CAMERA}" * 300
+    violations = [errors.FieldViolation(f"tracklet.labels['{text}']", text) for _ in range(30)]
+    failing(errors.InvalidArgumentError(text * 5, reason="LABELS", metadata={"camera": text}, violations=violations))
+    arrived = refused(lambda: embed(live))
+    assert (type(arrived), arrived.reason) == (errors.InvalidArgumentError, "LABELS")
+    assert arrived.message.startswith("\N{CAMERA}")
+    assert arrived.message.endswith("...")
+    assert len(arrived.violations) == 10

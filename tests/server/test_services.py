@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from passerby import names
+from passerby import errors, names
 from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import resources_pb2 as resources
@@ -21,7 +21,7 @@ from passerby.v1 import tracklet_service_pb2 as tracklet_v1
 from PIL import Image
 
 from tests.encoders import expected_descriptor
-from tests.server.live import LiveServer, Stubs, refused
+from tests.server.live import LiveServer, Stubs, fields, refused
 from tests.server.pictures import crops, encoded, raw, sequence
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -307,6 +307,13 @@ class TestBulk:
         assert [codes[request_id] for request_id in ids] == [0, 3, 3, 3, 5, 3, 8, 0]
         stats = live.galleries.GetGalleryStats(gallery_v1.GetGalleryStatsRequest(name=gallery))
         assert stats.tracklet_count == 2
+
+    def test_all_broken_frames_of_a_chunk_are_named(self, live: LiveServer, gallery: str) -> None:
+        [request] = self.requests(gallery, 1)
+        request.request.frames.frames.extend([resources.Frame(encoded=b"no picture")] * 20)
+        [answer] = live.tracklets.BulkIngestTracklets(iter([request]), timeout=60)
+        error = errors.from_status(answer.status)
+        assert len(fields(error)) == 20
 
     def test_repeating_the_stream_stores_nothing_twice(self, live: LiveServer, gallery: str) -> None:
         requests = self.requests(gallery, 10)
