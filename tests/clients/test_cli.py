@@ -187,6 +187,20 @@ def test_tracklets_are_listed_shown_assigned_and_deleted(run: Run, people: str, 
     assert run("tracklet", "show", name).code == 1
 
 
+def test_a_thumbnail_that_cannot_be_written_is_explained_in_one_line(run: Run, people: str, tmp_path: Path) -> None:
+    done = run("tracklet", "show", f"galleries/{people}/tracklets/ann-1", "--thumbnail", tmp_path / "no" / "t.jpg")
+    assert done.code == 1
+    assert "t.jpg: the thumbnail cannot be written: No such file" in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [("--overlay",), ("--identity-of-query", "ann")], ids=lambda flags: flags[0])
+def test_what_only_shows_in_a_picture_needs_one(run: Run, people: str, flags: tuple[str, ...]) -> None:
+    done = run("search", "-g", people, "--tracklet", "ann-1", *flags)
+    assert done.code == 2
+    assert "--picture" in done.err
+
+
 def test_model_info(run: Run, client: Client) -> None:
     assert "after CNN block 4, 5" in run("model", "info").out
     info = json.loads(run("model", "info", "--json").out)

@@ -82,6 +82,10 @@ def search(
     paths = [*(frames or []), *(more_frames or [])]
     if bool(paths) == (tracklet is not None):
         raise typer.BadParameter("give either frames or a tracklet", param_hint="'--frames' / '--tracklet'")
+    if picture is None and (overlay or identity_of_query):
+        raise typer.BadParameter(
+            "only show in a picture: add --picture FILE", param_hint="'--overlay' / '--identity-of-query'"
+        )
     name = _tracklet_name(gallery, tracklet) if tracklet is not None else None
     files = _evenly(_images(paths), max_frames)
     with connect(server, ca_file, timeout) as client:

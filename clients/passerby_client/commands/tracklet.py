@@ -98,7 +98,7 @@ def show(
     with connect(server, ca_file, timeout) as client:
         answer = client.get_tracklet(tracklet, thumbnail=thumbnail is not None)
     if thumbnail is not None:
-        thumbnail.write_bytes(answer.thumbnail)
+        _save(thumbnail, answer.thumbnail)
     _print(answer.tracklet, as_json)
 
 
@@ -132,6 +132,17 @@ def assign(
     with connect(server, ca_file, timeout) as client:
         stored = client.assign_identity(tracklet, identity)
     _print(stored, as_json)
+
+
+def _save(path: Path, thumbnail: bytes) -> None:
+    from passerby.errors import NotFoundError
+
+    if not thumbnail:
+        raise NotFoundError("the tracklet has no thumbnail")
+    try:
+        path.write_bytes(thumbnail)
+    except OSError as error:
+        raise NotFoundError(f"{path}: the thumbnail cannot be written: {error.strerror or error}") from error
 
 
 def _print(tracklet: Tracklet, as_json: bool) -> None:
