@@ -135,7 +135,11 @@ def test_every_method_is_guarded() -> None:
 def test_details_in_any_script_fit_into_the_trailers(live: LiveServer, failing) -> None:
     text = "\N{CAMERA}" * 300
     violations = [errors.FieldViolation(f"tracklet.labels['{text}']", text) for _ in range(30)]
-    failing(errors.InvalidArgumentError(text * 5, reason="LABELS", metadata={"camera": text}, violations=violations))
+    sent = errors.InvalidArgumentError(text * 5, reason="LABELS", metadata={"camera": text}, violations=violations)
+    status = bounded_status(sent)
+    encoded = 4 / 3 * status.ByteSize() + 3 * len(status.message.encode())  # base64, percent-encoding
+    assert encoded < 8192
+    failing(sent)
     arrived = refused(lambda: embed(live))
     assert (type(arrived), arrived.reason) == (errors.InvalidArgumentError, "LABELS")
     assert arrived.message.startswith("\N{CAMERA}")
