@@ -68,8 +68,8 @@ def map_size(block: int, height: int, width: int, last_stride: int) -> tuple[int
 def _start_as_identity(net: nn.Module) -> None:
     """Zero the last batch norm of each residual branch (Goyal et al., arXiv 1706.02677, section 5.1).
 
-    timm does so for ResNet but not for the SENet port, whose activations otherwise grow with every block: training from
-    scratch then starts with descriptors so far apart that the triplet loss collapses them to a point.
+    timm does so for ResNet but not for the SENet port. It only matters to training from scratch: weights that are
+    loaded replace it.
     """
     for module in net.modules():
         if isinstance(last := getattr(module, "bn3", None), nn.BatchNorm2d):

@@ -27,11 +27,11 @@ from passerby_model.backbones import Backbone
 from passerby_model.embed import normalised
 from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
 from passerby_model.sampler import IdentitySampler
+from passerby_model.schedule import learning_rate
 from passerby_model.train_config import RUN_CONFIG, TrainConfig
 from passerby_model.training_data import TrainingData, gather
 
 LAST, BEST, FINAL, LOG, TEACHER = "last.pt", "best.pt", "final.pt", "log.jsonl", "teacher.npz"
-WARMUP_START = 0.01
 _GIB = 1024**3
 
 
@@ -397,16 +397,3 @@ class _Run:
         changed = [key for key, value in now.items() if before.get(key) != value]
         if changed:
             self.reporter.message(f"differs from the run so far: {', '.join(changed)}")
-
-
-def learning_rate(config: TrainConfig, iteration: int, epoch: int, total: int) -> float:
-    """The rate of an iteration (0-based): schedule times linear warm-up."""
-    rate = config.lr
-    if config.schedule == "step":
-        rate *= config.step_factor ** (epoch // config.step_epochs)
-    elif config.schedule == "cosine":
-        share = max(0, iteration - config.warmup_iterations) / max(1, total - config.warmup_iterations)
-        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    if iteration < config.warmup_iterations:
-        rate *= WARMUP_START + (1 - WARMUP_START) * iteration / config.warmup_iterations
-    return rate

@@ -7,6 +7,7 @@ import torch
 from passerby.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 from passerby_model import checkpoint, train_config, training, warm_start
 from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
+from passerby_model.schedule import learning_rate
 from PIL import Image
 
 
@@ -219,10 +220,10 @@ def test_mixed_precision_trains(people, tmp_path):
 )
 def test_schedules(people, schedule, iteration, epoch, expected):
     made = config(people, f"schedule={schedule}", "lr=1.0", "warmup_iterations=100")
-    assert training.learning_rate(made, iteration, epoch, 1000) == pytest.approx(expected)
+    assert learning_rate(made, iteration, epoch, 1000) == pytest.approx(expected)
 
 
 def test_warm_up_is_linear_from_one_percent(people):
     made = config(people, "schedule=constant", "lr=1.0", "warmup_iterations=100")
-    rates = [training.learning_rate(made, i, 0, 1000) for i in (0, 50, 99, 100)]
+    rates = [learning_rate(made, i, 0, 1000) for i in (0, 50, 99, 100)]
     assert rates == pytest.approx([0.01, 0.505, 0.9901, 1.0])

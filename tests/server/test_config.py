@@ -23,7 +23,7 @@ def test_precedence(tmp_path: Path) -> None:
         "PASSERBY_ADDRESS": "127.0.0.1:2",
         "PASSERBY_LIMITS__MAX_FRAMES": "2",
         "PASSERBY_LIMITS__MAX_TOP_K": "2",
-        "HOME": "/root",
+        "HOME": "/home/someone",
     }
     flags = {"address": "127.0.0.1:3", "limits.max_frames": "3", "backend": None}
     config = load_config(flags, environment=environment, file=file)
