@@ -94,6 +94,7 @@ def stream_messages(
         tracklet_id=request.tracklet_id,
         tracklet=request.tracklet,
         request_id=request.request_id,
+        frame_count=len(request.frames.frames),
     )
     yield tracklet_service_pb2.StreamTrackletRequest(header=header)
     for frame in request.frames.frames:

@@ -78,6 +78,12 @@ class Ingester:
                 async with encoder.batcher.admit(math.ceil(len(frames) / encoder.snippet_length), patient=True):
                     await run.add(frames)
             encoded = await run.finish()
+        if header.HasField("frame_count") and header.frame_count != encoded.frame_count:
+            raise InvalidArgumentError.of(
+                "header.frame_count",
+                f"{header.frame_count} frames were announced, {encoded.frame_count} came; nothing is stored",
+                reason="STREAM_INCOMPLETE",
+            )
         tracklet = convert.new_tracklet(
             header.tracklet_id, header.tracklet, stream.captured, encoded.frame_count, prefix="header."
         )

@@ -162,6 +162,7 @@ class TestStream:
             ([self.header(gallery, camera_id=""), frame], "CAMERA_ID_MISSING", ["header.tracklet.camera_id"]),
             ([self.header(gallery, request_id="x"), frame], "REQUEST_ID_MALFORMED", ["header.request_id"]),
             ([self.header("galleries/absent"), frame], "GALLERY_NOT_FOUND", []),
+            ([self.header(gallery, frame_count=3), frame, frame], "STREAM_INCOMPLETE", ["header.frame_count"]),
         ]
         for messages, reason, where in cases:
             error = refused(partial(live.tracklets.StreamTracklet, iter(messages), timeout=20))

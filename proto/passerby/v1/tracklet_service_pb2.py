@@ -27,7 +27,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from passerby.v1 import resources_pb2 as passerby_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"passerby/v1/tracklet_service.proto\x12\x0bpasserby.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1bpasserby/v1/resources.proto\"\xa5\x01\n\x15IngestTrackletRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0btracklet_id\x18\x02 \x01(\t\x12\'\n\x08tracklet\x18\x03 \x01(\x0b\x32\x15.passerby.v1.Tracklet\x12*\n\x06\x66rames\x18\x04 \x01(\x0b\x32\x1a.passerby.v1.FrameSequence\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"A\n\x16IngestTrackletResponse\x12\'\n\x08tracklet\x18\x01 \x01(\x0b\x32\x15.passerby.v1.Tracklet\"\xf0\x01\n\x15StreamTrackletRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).passerby.v1.StreamTrackletRequest.HeaderH\x00\x12#\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.passerby.v1.FrameH\x00\x1aj\n\x06Header\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0btracklet_id\x18\x02 \x01(\t\x12\'\n\x08tracklet\x18\x03 \x01(\x0b\x32\x15.passerby.v1.Tracklet\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\t\n\x07payload\"A\n\x16StreamTrackletResponse\x12\'\n\x08tracklet\x18\x01 \x01(\x0b\x32\x15.passerby.v1.Tracklet\"Q\n\x1a\x42ulkIngestTrackletsRequest\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".passerby.v1.IngestTrackletRequest\"\x8c\x01\n\x1b\x42ulkIngestTrackletsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x08tracklet\x18\x02 \x01(\x0b\x32\x15.passerby.v1.TrackletH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"Y\n\x12GetTrackletRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12include_descriptor\x18\x02 \x01(\x08\x12\x19\n\x11include_thumbnail\x18\x03 \x01(\x08\"\x8f\x01\n\x13GetTrackletResponse\x12\'\n\x08tracklet\x18\x01 \x01(\x0b\x32\x15.passerby.v1.Tracklet\x12<\n\x13tracklet_descriptor\x18\x02 \x01(\x0b\x32\x1f.passerby.v1.TrackletDescriptor\x12\x11\n\tthumbnail\x18\x03 \x01(\x0c\"\x9c\x02\n\x0eTrackletFilter\x12\x12\n\ncamera_ids\x18\x01 \x03(\t\x12\x1a\n\x12\x65xclude_camera_ids\x18\x02 \x03(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x06labels\x18\x05 \x03(\x0b\x32\'.passerby.v1.TrackletFilter.LabelsEntry\x12\x14\n\x0cidentity_ids\x18\x06 \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"z\n\x14ListTrackletsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1b.passerby.v1.TrackletFilter\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x15ListTrackletsResponse\x12(\n\ttracklets\x18\x01 \x03(\x0b\x32\x15.passerby.v1.Tracklet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x15\x44\x65leteTrackletRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteTrackletResponse\"N\n\x15\x41ssignIdentityRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bidentity_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"A\n\x16\x41ssignIdentityResponse\x12\'\n\x08tracklet\x18\x01 \x01(\x0b\x32\x15.passerby.v1.Tracklet\"^\n\x14\x45raseIdentityRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0bidentity_id\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"]\n\x15\x45raseIdentityResponse\x12\x16\n\x0etracklet_count\x18\x01 \x01(\x03\x12,\n\x07receipt\x18\x02 \x01(\x0b\x32\x1b.passerby.v1.ErasureReceipt\"\x88\x01\n\x0e\x45rasureReceipt\x12.\n\nerase_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttracklets\x18\x02 \x03(\t\x12\x17\n\x0frewritten_files\x18\x03 \x03(\t\x12\x1a\n\x12unreachable_copies\x18\x04 \x03(\t2\x8d\x06\n\x0fTrackletService\x12^\n\x0eIngestTracklet\x12\".passerby.v1.IngestTrackletRequest\x1a#.passerby.v1.IngestTrackletResponse\"\x03\x90\x02\x02\x12[\n\x0eStreamTracklet\x12\".passerby.v1.StreamTrackletRequest\x1a#.passerby.v1.StreamTrackletResponse(\x01\x12l\n\x13\x42ulkIngestTracklets\x12\'.passerby.v1.BulkIngestTrackletsRequest\x1a(.passerby.v1.BulkIngestTrackletsResponse(\x01\x30\x01\x12U\n\x0bGetTracklet\x12\x1f.passerby.v1.GetTrackletRequest\x1a .passerby.v1.GetTrackletResponse\"\x03\x90\x02\x01\x12[\n\rListTracklets\x12!.passerby.v1.ListTrackletsRequest\x1a\".passerby.v1.ListTrackletsResponse\"\x03\x90\x02\x01\x12^\n\x0e\x44\x65leteTracklet\x12\".passerby.v1.DeleteTrackletRequest\x1a#.passerby.v1.DeleteTrackletResponse\"\x03\x90\x02\x02\x12^\n\x0e\x41ssignIdentity\x12\".passerby.v1.AssignIdentityRequest\x1a#.passerby.v1.AssignIdentityResponse\"\x03\x90\x02\x02\x12[\n\rEraseIdentity\x12!.passerby.v1.EraseIdentityRequest\x1a\".passerby.v1.EraseIdentityResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"passerby/v1/tracklet_service.proto\x12\x0bpasserby.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1bpasserby/v1/resources.proto\"\xa5\x01\n\x15IngestTrackletRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0btracklet_id\x18\x02 \x01(\t\x12\'\n\x08tracklet\x18\x03 \x01(\x0b\x32\x15.passerby.v1.Tracklet\x12*\n\x06\x66rames\x18\x04 \x01(\x0b\x32\x1a.passerby.v1.FrameSequence\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"A\n\x16IngestTrackletResponse\x12\'\n\x08tracklet\x18\x01 \x01(\x0b\x32\x15.passerby.v1.Tracklet\"\x9b\x02\n\x15StreamTrackletRequest\x12;\n\x06header\x18\x01 \x01(\x0b\x32).passerby.v1.StreamTrackletRequest.HeaderH\x00\x12#\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.passerby.v1.FrameH\x00\x1a\x94\x01\n\x06Header\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0btracklet_id\x18\x02 \x01(\t\x12\'\n\x08tracklet\x18\x03 \x01(\x0b\x32\x15.passerby.v1.Tracklet\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x18\n\x0b\x66rame_count\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\x0e\n\x0c_frame_countB\t\n\x07payload\"A\n\x16StreamTrackletResponse\x12\'\n\x08tracklet\x18\x01 \x01(\x0b\x32\x15.passerby.v1.Tracklet\"Q\n\x1a\x42ulkIngestTrackletsRequest\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".passerby.v1.IngestTrackletRequest\"\x8c\x01\n\x1b\x42ulkIngestTrackletsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x08tracklet\x18\x02 \x01(\x0b\x32\x15.passerby.v1.TrackletH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"Y\n\x12GetTrackletRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12include_descriptor\x18\x02 \x01(\x08\x12\x19\n\x11include_thumbnail\x18\x03 \x01(\x08\"\x8f\x01\n\x13GetTrackletResponse\x12\'\n\x08tracklet\x18\x01 \x01(\x0b\x32\x15.passerby.v1.Tracklet\x12<\n\x13tracklet_descriptor\x18\x02 \x01(\x0b\x32\x1f.passerby.v1.TrackletDescriptor\x12\x11\n\tthumbnail\x18\x03 \x01(\x0c\"\x9c\x02\n\x0eTrackletFilter\x12\x12\n\ncamera_ids\x18\x01 \x03(\t\x12\x1a\n\x12\x65xclude_camera_ids\x18\x02 \x03(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x06labels\x18\x05 \x03(\x0b\x32\'.passerby.v1.TrackletFilter.LabelsEntry\x12\x14\n\x0cidentity_ids\x18\x06 \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"z\n\x14ListTrackletsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1b.passerby.v1.TrackletFilter\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x15ListTrackletsResponse\x12(\n\ttracklets\x18\x01 \x03(\x0b\x32\x15.passerby.v1.Tracklet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x15\x44\x65leteTrackletRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteTrackletResponse\"N\n\x15\x41ssignIdentityRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bidentity_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"A\n\x16\x41ssignIdentityResponse\x12\'\n\x08tracklet\x18\x01 \x01(\x0b\x32\x15.passerby.v1.Tracklet\"^\n\x14\x45raseIdentityRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0bidentity_id\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"]\n\x15\x45raseIdentityResponse\x12\x16\n\x0etracklet_count\x18\x01 \x01(\x03\x12,\n\x07receipt\x18\x02 \x01(\x0b\x32\x1b.passerby.v1.ErasureReceipt\"\x88\x01\n\x0e\x45rasureReceipt\x12.\n\nerase_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttracklets\x18\x02 \x03(\t\x12\x17\n\x0frewritten_files\x18\x03 \x03(\t\x12\x1a\n\x12unreachable_copies\x18\x04 \x03(\t2\x8d\x06\n\x0fTrackletService\x12^\n\x0eIngestTracklet\x12\".passerby.v1.IngestTrackletRequest\x1a#.passerby.v1.IngestTrackletResponse\"\x03\x90\x02\x02\x12[\n\x0eStreamTracklet\x12\".passerby.v1.StreamTrackletRequest\x1a#.passerby.v1.StreamTrackletResponse(\x01\x12l\n\x13\x42ulkIngestTracklets\x12\'.passerby.v1.BulkIngestTrackletsRequest\x1a(.passerby.v1.BulkIngestTrackletsResponse(\x01\x30\x01\x12U\n\x0bGetTracklet\x12\x1f.passerby.v1.GetTrackletRequest\x1a .passerby.v1.GetTrackletResponse\"\x03\x90\x02\x01\x12[\n\rListTracklets\x12!.passerby.v1.ListTrackletsRequest\x1a\".passerby.v1.ListTrackletsResponse\"\x03\x90\x02\x01\x12^\n\x0e\x44\x65leteTracklet\x12\".passerby.v1.DeleteTrackletRequest\x1a#.passerby.v1.DeleteTrackletResponse\"\x03\x90\x02\x02\x12^\n\x0e\x41ssignIdentity\x12\".passerby.v1.AssignIdentityRequest\x1a#.passerby.v1.AssignIdentityResponse\"\x03\x90\x02\x02\x12[\n\rEraseIdentity\x12!.passerby.v1.EraseIdentityRequest\x1a\".passerby.v1.EraseIdentityResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,41 +53,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INGESTTRACKLETRESPONSE']._serialized_start=306
   _globals['_INGESTTRACKLETRESPONSE']._serialized_end=371
   _globals['_STREAMTRACKLETREQUEST']._serialized_start=374
-  _globals['_STREAMTRACKLETREQUEST']._serialized_end=614
-  _globals['_STREAMTRACKLETREQUEST_HEADER']._serialized_start=497
-  _globals['_STREAMTRACKLETREQUEST_HEADER']._serialized_end=603
-  _globals['_STREAMTRACKLETRESPONSE']._serialized_start=616
-  _globals['_STREAMTRACKLETRESPONSE']._serialized_end=681
-  _globals['_BULKINGESTTRACKLETSREQUEST']._serialized_start=683
-  _globals['_BULKINGESTTRACKLETSREQUEST']._serialized_end=764
-  _globals['_BULKINGESTTRACKLETSRESPONSE']._serialized_start=767
-  _globals['_BULKINGESTTRACKLETSRESPONSE']._serialized_end=907
-  _globals['_GETTRACKLETREQUEST']._serialized_start=909
-  _globals['_GETTRACKLETREQUEST']._serialized_end=998
-  _globals['_GETTRACKLETRESPONSE']._serialized_start=1001
-  _globals['_GETTRACKLETRESPONSE']._serialized_end=1144
-  _globals['_TRACKLETFILTER']._serialized_start=1147
-  _globals['_TRACKLETFILTER']._serialized_end=1431
-  _globals['_TRACKLETFILTER_LABELSENTRY']._serialized_start=1386
-  _globals['_TRACKLETFILTER_LABELSENTRY']._serialized_end=1431
-  _globals['_LISTTRACKLETSREQUEST']._serialized_start=1433
-  _globals['_LISTTRACKLETSREQUEST']._serialized_end=1555
-  _globals['_LISTTRACKLETSRESPONSE']._serialized_start=1557
-  _globals['_LISTTRACKLETSRESPONSE']._serialized_end=1647
-  _globals['_DELETETRACKLETREQUEST']._serialized_start=1649
-  _globals['_DELETETRACKLETREQUEST']._serialized_end=1706
-  _globals['_DELETETRACKLETRESPONSE']._serialized_start=1708
-  _globals['_DELETETRACKLETRESPONSE']._serialized_end=1732
-  _globals['_ASSIGNIDENTITYREQUEST']._serialized_start=1734
-  _globals['_ASSIGNIDENTITYREQUEST']._serialized_end=1812
-  _globals['_ASSIGNIDENTITYRESPONSE']._serialized_start=1814
-  _globals['_ASSIGNIDENTITYRESPONSE']._serialized_end=1879
-  _globals['_ERASEIDENTITYREQUEST']._serialized_start=1881
-  _globals['_ERASEIDENTITYREQUEST']._serialized_end=1975
-  _globals['_ERASEIDENTITYRESPONSE']._serialized_start=1977
-  _globals['_ERASEIDENTITYRESPONSE']._serialized_end=2070
-  _globals['_ERASURERECEIPT']._serialized_start=2073
-  _globals['_ERASURERECEIPT']._serialized_end=2209
-  _globals['_TRACKLETSERVICE']._serialized_start=2212
-  _globals['_TRACKLETSERVICE']._serialized_end=2993
+  _globals['_STREAMTRACKLETREQUEST']._serialized_end=657
+  _globals['_STREAMTRACKLETREQUEST_HEADER']._serialized_start=498
+  _globals['_STREAMTRACKLETREQUEST_HEADER']._serialized_end=646
+  _globals['_STREAMTRACKLETRESPONSE']._serialized_start=659
+  _globals['_STREAMTRACKLETRESPONSE']._serialized_end=724
+  _globals['_BULKINGESTTRACKLETSREQUEST']._serialized_start=726
+  _globals['_BULKINGESTTRACKLETSREQUEST']._serialized_end=807
+  _globals['_BULKINGESTTRACKLETSRESPONSE']._serialized_start=810
+  _globals['_BULKINGESTTRACKLETSRESPONSE']._serialized_end=950
+  _globals['_GETTRACKLETREQUEST']._serialized_start=952
+  _globals['_GETTRACKLETREQUEST']._serialized_end=1041
+  _globals['_GETTRACKLETRESPONSE']._serialized_start=1044
+  _globals['_GETTRACKLETRESPONSE']._serialized_end=1187
+  _globals['_TRACKLETFILTER']._serialized_start=1190
+  _globals['_TRACKLETFILTER']._serialized_end=1474
+  _globals['_TRACKLETFILTER_LABELSENTRY']._serialized_start=1429
+  _globals['_TRACKLETFILTER_LABELSENTRY']._serialized_end=1474
+  _globals['_LISTTRACKLETSREQUEST']._serialized_start=1476
+  _globals['_LISTTRACKLETSREQUEST']._serialized_end=1598
+  _globals['_LISTTRACKLETSRESPONSE']._serialized_start=1600
+  _globals['_LISTTRACKLETSRESPONSE']._serialized_end=1690
+  _globals['_DELETETRACKLETREQUEST']._serialized_start=1692
+  _globals['_DELETETRACKLETREQUEST']._serialized_end=1749
+  _globals['_DELETETRACKLETRESPONSE']._serialized_start=1751
+  _globals['_DELETETRACKLETRESPONSE']._serialized_end=1775
+  _globals['_ASSIGNIDENTITYREQUEST']._serialized_start=1777
+  _globals['_ASSIGNIDENTITYREQUEST']._serialized_end=1855
+  _globals['_ASSIGNIDENTITYRESPONSE']._serialized_start=1857
+  _globals['_ASSIGNIDENTITYRESPONSE']._serialized_end=1922
+  _globals['_ERASEIDENTITYREQUEST']._serialized_start=1924
+  _globals['_ERASEIDENTITYREQUEST']._serialized_end=2018
+  _globals['_ERASEIDENTITYRESPONSE']._serialized_start=2020
+  _globals['_ERASEIDENTITYRESPONSE']._serialized_end=2113
+  _globals['_ERASURERECEIPT']._serialized_start=2116
+  _globals['_ERASURERECEIPT']._serialized_end=2252
+  _globals['_TRACKLETSERVICE']._serialized_start=2255
+  _globals['_TRACKLETSERVICE']._serialized_end=3036
 # @@protoc_insertion_point(module_scope)

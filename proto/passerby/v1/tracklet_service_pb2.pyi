@@ -107,12 +107,18 @@ class StreamTrackletRequest(_message.Message):
         TRACKLET_ID_FIELD_NUMBER: _builtins.int
         TRACKLET_FIELD_NUMBER: _builtins.int
         REQUEST_ID_FIELD_NUMBER: _builtins.int
+        FRAME_COUNT_FIELD_NUMBER: _builtins.int
         parent: _builtins.str
         """`galleries/{gallery}`. Required."""
         tracklet_id: _builtins.str
         """Last part of the name; chosen by the server when empty."""
         request_id: _builtins.str
         """UUID that makes a retry harmless; empty for none."""
+        frame_count: _builtins.int
+        """Frames that will follow, where the caller knows: a stream that ends with
+        another number of them is refused, so nothing is stored of one that broke
+        off.
+        """
         @_builtins.property
         def tracklet(self) -> _resources_pb2.Tracklet:
             """What is known of the tracklet; output-only fields are ignored."""
@@ -124,12 +130,15 @@ class StreamTrackletRequest(_message.Message):
             tracklet_id: _builtins.str = ...,
             tracklet: _resources_pb2.Tracklet | None = ...,
             request_id: _builtins.str = ...,
+            frame_count: _builtins.int | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["tracklet", b"tracklet"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_frame_count", b"_frame_count", "frame_count", b"frame_count", "tracklet", b"tracklet"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "tracklet", b"tracklet", "tracklet_id", b"tracklet_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_frame_count", b"_frame_count", "frame_count", b"frame_count", "parent", b"parent", "request_id", b"request_id", "tracklet", b"tracklet", "tracklet_id", b"tracklet_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
+        _WhichOneofReturnType__frame_count: _TypeAlias = _typing.Literal["frame_count"]  # noqa: Y015
+        _WhichOneofArgType__frame_count: _TypeAlias = _typing.Literal["_frame_count", b"_frame_count"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__frame_count) -> _WhichOneofReturnType__frame_count | None: ...
 
     HEADER_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
