@@ -6,6 +6,8 @@ import grpc
 import pytest
 from google.rpc import code_pb2, status_pb2
 from passerby import errors
+from passerby.v1.gallery_service_pb2 import GetGalleryRequest
+from passerby.v1.gallery_service_pb2_grpc import GalleryServiceStub
 
 CLASSES = sorted(errors.PasserbyError.__subclasses__(), key=lambda cls: cls.__name__)
 
@@ -45,5 +47,5 @@ def test_error_about_a_field_names_it_in_message_and_details() -> None:
 
 def test_failed_connection_is_unavailable() -> None:
     with grpc.insecure_channel("127.0.0.1:1") as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/passerby.v1.GalleryService/GetGallery")(b"", timeout=10)
+        GalleryServiceStub(channel).GetGallery(GetGalleryRequest(name="galleries/g"), timeout=10)
     assert type(errors.from_rpc_error(caught.value)) is errors.UnavailableError
