@@ -1,6 +1,7 @@
 """Rank-1 and mAP of a bundle on labelled tracklets, measured through a real server over gRPC.
 
-    python benchmarks/retrieval.py --bundle BUNDLE --data FOLDER [--query-camera 1] [--identities FILE] [--name NAME]
+    python benchmarks/retrieval.py --bundle BUNDLE --data FOLDER [--part test] [--query-camera 1]
+        [--identities FILE] [--max-frames N] [--name NAME]
 
 The tracklets of all other cameras are bulk-indexed, those of the query camera searched; then every tracklet is searched
 against all, with its own camera excluded. Frames go over the wire as they lie on disk.
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from common import rank_over_server, running_server, save
 from passerby_client import Client
 from passerby_indexer.bulk import index
@@ -33,17 +36,29 @@ def measure(
     return rank_over_server(client, gallery_id, queries, stored, by_name=by_name)
 
 
+def thinned(tracklet: Tracklet, most: int) -> Tracklet:
+    """At most `most` frames of a tracklet, evenly spread; all of them when `most` is 0."""
+    if not most or len(tracklet.frames) <= most:
+        return tracklet
+    chosen = np.linspace(0, len(tracklet.frames) - 1, most).round().astype(int)
+    return replace(tracklet, frames=tuple(tracklet.frames[i] for i in chosen))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--part", default="test", choices=["all", "train", "test"])
     parser.add_argument("--query-camera", default="1")
     parser.add_argument("--identities", type=Path, help="file of identities to keep, one a line")
+    parser.add_argument("--max-frames", type=int, default=0, help="of each tracklet, evenly spread; 0 for all")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--name", help="also write benchmarks/results/NAME.json")
     arguments = parser.parse_args()
-    wanted = arguments.identities.read_text().split() if arguments.identities else None
-    tracklets = list(read(arguments.data, part="test", identities=wanted).tracklets)
+    lines = arguments.identities.read_text().splitlines() if arguments.identities else []
+    wanted = [line for line in lines if line and not line.startswith("#")] or None
+    everyone = read(arguments.data, part=arguments.part, identities=wanted).tracklets
+    tracklets = [thinned(tracklet, arguments.max_frames) for tracklet in everyone]
     queries = [t for t in tracklets if t.camera == arguments.query_camera]
     stored = [t for t in tracklets if t.camera != arguments.query_camera]
     result: dict[str, object] = {"tracklets": len(tracklets), "frames": sum(len(t.frames) for t in tracklets)}

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from passerby_client.cli import COMMANDS
+from passerby_model import train_config
 from passerby_model.street import StreetConfig, write
 from passerby_server.config import Batching, Limits
 
@@ -24,13 +25,14 @@ from tests.export.conftest import foreign_onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+BUNDLES = (ROOT / "bundles/README.md").read_text()
 ADDRESS = "127.0.0.1:50051"
 BINARIES = Path(sys.executable).parent
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     """The fenced code blocks of one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def block_with(language: str, text: str) -> str:
@@ -40,8 +42,8 @@ def block_with(language: str, text: str) -> str:
 
 
 def passerby_lines() -> list[list[str]]:
-    """Every `passerby ...` command of README.md, split as a shell would."""
-    joined = "\n".join(blocks("sh")).replace("\\\n", " ")
+    """Every `passerby ...` command of README.md and bundles/README.md, split as a shell would."""
+    joined = "\n".join(blocks("sh") + blocks("sh", BUNDLES)).replace("\\\n", " ")
     return [shlex.split(line, comments=True) for line in joined.splitlines() if line.startswith("passerby ")]
 
 
@@ -162,6 +164,13 @@ def test_retrieval_figures_are_those_of_the_results() -> None:
         result = json.loads((ROOT / path).read_text())
         measured = [result[gallery][key] for gallery in ("by-camera", "all-against-all") for key in ("rank_1", "mAP")]
         assert [float(figure) for figure in figures] == measured
+
+
+def test_recipes_of_the_sample_bundle_are_valid() -> None:
+    recipes = sorted((ROOT / "bundles/recipes").glob("*.yaml"))
+    assert [recipe.name for recipe in recipes if recipe.name not in BUNDLES] == []
+    architectures = [train_config.load(recipe).architecture for recipe in recipes]
+    assert architectures == ["se_resnet50+none+tp", "se_resnet50+none+tp", "se_resnet50+cosam45+tp"]
 
 
 def test_files_that_it_links_exist() -> None:
