@@ -23,12 +23,13 @@ SEED = 2019  # people that the sample bundle was not trained on
 IDENTITIES = 16
 CAMERAS = 3
 FRAMES = 8
+PICTURE = "result.png"
 
 
-def passerby(*arguments: str | Path) -> None:
-    """Runs and shows a `passerby` command. Raises SystemExit with its status when it fails."""
-    print("\n$ passerby " + " ".join(str(a) for a in arguments), flush=True)
-    done = subprocess.run([Path(sys.executable).parent / "passerby", *arguments], check=False)
+def passerby(folder: Path, *arguments: str) -> None:
+    """Runs and shows a `passerby` command in `folder`. Raises SystemExit with its status when it fails."""
+    print("\n$ passerby " + " ".join(arguments), flush=True)
+    done = subprocess.run([Path(sys.executable).parent / "passerby", *arguments], cwd=folder, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
 
@@ -37,7 +38,7 @@ def write_street(root: Path) -> tuple[Path, Path]:
     """The street below `root`, split into what cameras 2 and 3 saw (gallery) and what camera 1 saw (query)."""
     street = root / "street"
     size = ["--identities", str(IDENTITIES), "--cameras", str(CAMERAS), "--frames", str(FRAMES), "--seed", str(SEED)]
-    passerby("street", street, *size)
+    passerby(root, "street", street.name, *size)
     first = min(path.name for path in street.glob("*/*") if path.is_dir())
     query = root / "query"
     for camera in sorted(street.glob(f"*/{first}")):
@@ -48,15 +49,16 @@ def write_street(root: Path) -> tuple[Path, Path]:
     return street, query
 
 
-def show(address: str, gallery: Path, query: Path, picture: Path) -> None:
+def show(address: str, gallery: Path, query: Path) -> None:
     """Indexes, searches one tracklet for people to look at, then all of them for the figures."""
-    passerby("gallery", "create", "street", "--server", address)
-    passerby("index", gallery, "--gallery", "street", "--server", address)
+    root, server = gallery.parent, ["--server", address]
+    passerby(root, "gallery", "create", "street", *server)
+    passerby(root, "index", gallery.name, "--gallery", "street", *server)
     queries = read(query).tracklets
     one = queries[0]
-    frames = one.frames[0].parent
+    frames = str(one.frames[0].parent.relative_to(root))
     arguments = ["--gallery", "street", "--top-k", "5", "--identity-of-query", one.identity, "--overlay"]
-    passerby("search", "--frames", frames, *arguments, "--picture", picture, "--server", address)
+    passerby(root, "search", "--frames", frames, *arguments, "--picture", PICTURE, *server)
     with Client(address, timeout=300) as client:
         stored = read(gallery).tracklets
         ranking = rank_over_server(client, "street", queries, stored)
@@ -81,8 +83,8 @@ def main() -> None:
     )
     with running_server(arguments.bundle, out / "data") as address:
         print(f"passerby is serving on {address}")
-        show(address, gallery, query, out / "result.png")
-    print(f"picture: {out / 'result.png'}   ({time.monotonic() - start:.0f} s)")
+        show(address, gallery, query)
+    print(f"picture: {out / PICTURE}   ({time.monotonic() - start:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def descriptors(backend: Backend, people: list[StreetTracklet]) -> NDArray[np.fl
 def test_is_the_network_of_the_paper_and_small_enough(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest.architecture == "se_resnet50+cosam45+tp"
-    assert (manifest.input.snippet_length, manifest.input.height, manifest.input.width) == (4, 256, 128)
+    assert (manifest.input.snippet_length, manifest.input.height, manifest.input.width) == (4, 128, 64)
     assert [mask.block for mask in manifest.masks] == [4, 5]
     assert sum(path.stat().st_size for path in ROOT.iterdir()) <= 40e6
     assert manifest.parity is not None
