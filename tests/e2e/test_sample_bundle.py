@@ -11,6 +11,7 @@ from passerby_model import snippets
 from passerby_model.backends import Backend, open_backend
 from passerby_model.bundle import Bundle, open_bundle
 from passerby_model.metrics import evaluate, squared_euclidean
+from passerby_model.preprocess import resize
 from passerby_model.street import StreetConfig, StreetTracklet, generate
 
 ROOT = Path(__file__).resolve().parents[2] / "bundles/street-ward-cosam45"
@@ -29,7 +30,8 @@ def people() -> list[StreetTracklet]:
 
 
 def descriptors(backend: Backend, people: list[StreetTracklet]) -> NDArray[np.float32]:
-    cuts = [tracklet.frames[snippets.split(len(tracklet.frames), 4)] for tracklet in people]
+    small = [np.stack([resize(frame, 128, 64) for frame in tracklet.frames]) for tracklet in people]
+    cuts = [frames[snippets.split(len(frames), 4)] for frames in small]
     return np.stack([snippets.mean_descriptor(backend.encode(cut).descriptors) for cut in cuts])
 
 
@@ -55,6 +57,8 @@ def test_both_backends_rank_alike(bundle: Bundle, people: list[StreetTracklet]) 
 def test_finds_people_that_it_has_not_seen(bundle: Bundle, people: list[StreetTracklet]) -> None:
     found = descriptors(open_backend(bundle), people)
     identities, cameras = (np.array([getattr(t, key) for t in people]) for key in ("identity", "camera"))
-    result = evaluate(squared_euclidean(found, found), identities, identities, cameras, cameras)
-    # By chance: 1 in 11 first, and mAP about 0.25. What it reaches on more people is in the README.
-    assert result.mean_average_precision > 0.35
+    query = cameras == "c1"
+    distances = squared_euclidean(found[query], found[~query])
+    result = evaluate(distances, identities[query], identities[~query], cameras[query], cameras[~query])
+    # One right answer among six: mAP 0.41 by chance. What it reaches on more people is in the README.
+    assert result.mean_average_precision > 0.5
