@@ -262,7 +262,13 @@ def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
     with faulty_server() as (address, faults):
         faults.delay = 3  # the first is stored long before the last
         command = [sys.executable, "-m", "passerby_client.cli", "index", str(folder), "-g", "g", "--server", address]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        # A shell without job control starts what runs in the background with SIGINT ignored; children inherit that.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        with process:
             deadline = time.monotonic() + 30
             while not faults.stored and time.monotonic() < deadline:
                 time.sleep(0.05)
