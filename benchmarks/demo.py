@@ -24,6 +24,7 @@ IDENTITIES = 16
 CAMERAS = 3
 FRAMES = 8
 PICTURE = "result.png"
+OWNED = ".passerby-demo"  # written before anything else: a folder that holds it may be deleted, whatever became of it
 
 
 def passerby(folder: Path, *arguments: str) -> None:
@@ -32,6 +33,23 @@ def passerby(folder: Path, *arguments: str) -> None:
     done = subprocess.run([Path(sys.executable).parent / "passerby", *arguments], cwd=folder, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
+
+
+def fresh(out: Path) -> None:
+    """Makes `out` an empty folder of the demo; one that an earlier demo left, whole or interrupted, is emptied.
+
+    Raises SystemExit when it holds anything else, which stays as it is.
+    """
+    owned = out / OWNED
+    if out.exists() and not owned.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise SystemExit(f"{out} was not made by the demo: name another folder with --out, or delete it yourself")
+    out.mkdir(parents=True, exist_ok=True)
+    owned.touch()
+    for path in out.iterdir():  # the mark stays: to be interrupted here does no harm either
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != owned:
+            path.unlink()
 
 
 def write_street(root: Path) -> tuple[Path, Path]:
@@ -74,9 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     start = time.monotonic()
     out: Path = arguments.out.resolve()
-    if (out / "street/street.json").exists():  # of an earlier demo
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
+    fresh(out)
     gallery, query = write_street(out)
     print(
         f"\n$ passerby serve --bundle {arguments.bundle.name} --data {out.name}/data --address 127.0.0.1:0", flush=True
