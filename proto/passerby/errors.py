@@ -22,10 +22,12 @@ constant in UPPER_SNAKE_CASE that programs can switch on; it travels as `google.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import ClassVar, NamedTuple, Self
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "passerby"
@@ -152,41 +154,46 @@ BY_CODE: Mapping[int, type[PasserbyError]] = {cls.code.value[0]: cls for cls in 
 
 
 def from_status(status: status_pb2.Status) -> PasserbyError:
-    """The error that `status` carries; PasserbyError itself for a code that has no class here."""
+    """The error that `status` carries; PasserbyError itself for a code that has no class here.
+
+    Details that cannot be read are left out: code and text stand without them.
+    """
     info, bad_request, retry = (
         error_details_pb2.ErrorInfo(),
         error_details_pb2.BadRequest(),
         error_details_pb2.RetryInfo(),
     )
-    retry_delay = None
     for detail in status.details:
-        if detail.Unpack(retry):
-            retry_delay = retry.retry_delay.ToNanoseconds() / 1e9
-        elif not detail.Unpack(info):
-            detail.Unpack(bad_request)
+        for message in (info, bad_request, retry):
+            try:
+                detail.Unpack(message)
+            except DecodeError:
+                message.Clear()
     return BY_CODE.get(status.code, PasserbyError)(
         status.message or code_pb2.Code.Name(status.code),
         reason=info.reason,
         metadata=dict(info.metadata),
         violations=[FieldViolation(v.field, v.description) for v in bad_request.field_violations],
-        retry_delay=retry_delay,
+        retry_delay=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
     )
 
 
 def from_rpc_error(error: grpc.RpcError) -> PasserbyError:
     """The error behind a failed call: from its AIP-193 details, or from its bare code and text.
 
-    `error` is what a gRPC stub raised; a sync stub's error is also a `grpc.Call`.
+    `error` is what a gRPC stub raised; a sync stub's error is also a `grpc.Call`. Details that were mangled on the way,
+    or that are of another code than the call's, are left out.
     """
-    trailing: Iterable[tuple[str, str | bytes]] = ()
-    if isinstance(error, grpc.Call):
-        trailing = error.trailing_metadata() or ()
-    for key, value in trailing:
-        if key == STATUS_METADATA_KEY:
-            return from_status(status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode()))
     if not isinstance(error, grpc.Call):
         return PasserbyError(str(error))
-    return from_status(status_pb2.Status(code=error.code().value[0], message=error.details() or ""))
+    plain = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+    for key, value in error.trailing_metadata() or ():
+        if key == STATUS_METADATA_KEY:
+            with suppress(DecodeError):
+                detailed = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode())
+                if detailed.code == plain.code:
+                    return from_status(detailed)
+    return from_status(plain)
 
 
 def _pack(

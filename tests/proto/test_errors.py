@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import grpc
 import pytest
+from google.protobuf import any_pb2
 from google.rpc import code_pb2, status_pb2
 from passerby import errors
 from passerby.v1.gallery_service_pb2 import GetGalleryRequest
-from passerby.v1.gallery_service_pb2_grpc import GalleryServiceStub
+from passerby.v1.gallery_service_pb2_grpc import (
+    GalleryServiceServicer,
+    GalleryServiceStub,
+    add_GalleryServiceServicer_to_server,
+)
 
 CLASSES = sorted(errors.PasserbyError.__subclasses__(), key=lambda cls: cls.__name__)
 
@@ -49,3 +57,38 @@ def test_failed_connection_is_unavailable() -> None:
     with grpc.insecure_channel("127.0.0.1:1") as channel, pytest.raises(grpc.RpcError) as caught:
         GalleryServiceStub(channel).GetGallery(GetGalleryRequest(name="galleries/g"), timeout=10)
     assert type(errors.from_rpc_error(caught.value)) is errors.UnavailableError
+
+
+def _with_broken_detail() -> bytes:
+    status = errors.NotFoundError("no such gallery", reason="GONE", retry_delay=2).to_status()
+    status.details.insert(0, any_pb2.Any(type_url=status.details[1].type_url, value=b"\xff\xff"))
+    return status.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("details", "reason"),
+    [
+        (b"\xff\xff\xff", "NOT_FOUND"),
+        (errors.InternalError("something else", reason="ELSE").to_status().SerializeToString(), "NOT_FOUND"),
+        (_with_broken_detail(), "GONE"),
+    ],
+    ids=["no-status", "status-of-another-code", "one-detail-broken"],
+)
+def test_details_mangled_on_the_way_leave_code_and_text(details: bytes, reason: str) -> None:
+    class Mangled(GalleryServiceServicer):
+        def GetGallery(self, request: object, context: Any) -> Any:  # noqa: N802
+            context.set_trailing_metadata(((errors.STATUS_METADATA_KEY, details),))
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such gallery")
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_GalleryServiceServicer_to_server(Mangled(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as caught:
+            GalleryServiceStub(channel).GetGallery(GetGalleryRequest(name="galleries/g"), timeout=10)
+        error = errors.from_rpc_error(caught.value)
+    finally:
+        server.stop(0).wait()
+    assert type(error) is errors.NotFoundError
+    assert (error.message, error.reason) == ("no such gallery", reason)
