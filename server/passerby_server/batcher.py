@@ -1,6 +1,6 @@
 """The micro-batcher: snippets of many requests become one batch for the encoder.
 
-    request -> admit (bounded) -> decode -> encode() -> queue --take--> batch -> backend, in its own thread
+    request -> admit (bounded) -> decode -> submit() -> queue --take--> batch -> backend, in its own thread
                                                                           |
     request <------- rows of that request, in order <------- split -------+
 
@@ -155,10 +155,6 @@ class Batcher:
         finally:
             self._announced -= 1
             self._arrived.set()
-
-    async def encode(self, snippets: NDArray[np.uint8], *, deadline: float | None = None) -> Encoded:
-        """`submit`, and wait."""
-        return await self.submit(snippets, deadline=deadline)
 
     def submit(self, snippets: NDArray[np.uint8], *, deadline: float | None = None) -> asyncio.Future[Encoded]:
         """Queues snippets to be encoded together with those of others. Cancel the future to drop them.

@@ -68,7 +68,7 @@ class TrackletEncoder:
         Raises:
             InvalidArgumentError: no frames, too many, or frames that cannot be read (a violation for each).
             ResourceExhaustedError: the queue is full.
-            DeadlineExceededError, InternalError, UnavailableError: as `Batcher.encode`.
+            DeadlineExceededError, InternalError, UnavailableError: as `Batcher.submit`.
         """
         self.check_count(len(frames), field)
         snippets = math.ceil(len(frames) / self.snippet_length)

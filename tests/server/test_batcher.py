@@ -89,7 +89,7 @@ def test_requests_share_batches_and_get_their_own_rows() -> None:
 
 def test_long_work_is_cut_and_comes_back_in_order() -> None:
     async def test(backend: Adder, batcher: Batcher) -> None:
-        result = await batcher.encode(snippets(*range(11)))
+        result = await batcher.submit(snippets(*range(11)))
         assert result.descriptors[:, 0].tolist() == [3 * value for value in range(11)]
         assert result.masks[4].shape == (11, 1, 2, 1)
         assert backend.batches == [4, 4, 2, 1]
@@ -119,7 +119,7 @@ def test_the_backend_never_runs_on_the_event_loop() -> None:
 def test_a_lone_request_does_not_wait_for_others() -> None:
     async def test(backend: Adder, batcher: Batcher) -> float:
         start = time.perf_counter()
-        await batcher.encode(snippets(1))
+        await batcher.submit(snippets(1))
         return time.perf_counter() - start
 
     assert run(test, max_wait=1.0) < 0.5
@@ -141,7 +141,7 @@ def test_a_batch_waits_no_longer_than_max_wait() -> None:
     async def test(backend: Adder, batcher: Batcher) -> float:
         start = time.perf_counter()
         with batcher.announce():
-            await batcher.encode(snippets(1))
+            await batcher.submit(snippets(1))
         return time.perf_counter() - start
 
     assert 0.05 <= run(test, max_wait=0.05) < 2
@@ -189,9 +189,9 @@ def test_a_batch_with_another_number_of_rows_is_refused() -> None:
     async def test(backend: Adder, batcher: Batcher) -> None:
         backend.rows = 1
         with pytest.raises(InternalError, match=r"gave back \[3, 3\] rows for 2 snippets"):
-            await batcher.encode(snippets(1, 2))
+            await batcher.submit(snippets(1, 2))
         backend.rows = 0
-        assert len((await batcher.encode(snippets(1, 2))).descriptors) == 2
+        assert len((await batcher.submit(snippets(1, 2))).descriptors) == 2
 
     run(test)
 
@@ -263,7 +263,7 @@ def test_stopping_answers_whoever_waits() -> None:
 def test_several_workers_compute_side_by_side() -> None:
     async def test(backend: Adder, batcher: Batcher) -> None:
         values = list(range(60))
-        results = await asyncio.gather(*(batcher.encode(snippets(value, value)) for value in values))
+        results = await asyncio.gather(*(batcher.submit(snippets(value, value)) for value in values))
         assert [int(result.descriptors[0, 0]) for result in results] == [3 * value for value in values]
 
     run(test, workers=3, max_batch=5)

@@ -91,8 +91,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)
 """Statements of each migration; the schema version is how many were applied."""
 
 
-def migrate(connection: sqlite3.Connection, migrations: tuple[tuple[str, ...], ...] = MIGRATIONS) -> int:
-    """Brings the store to the newest schema; returns the version it had before.
+def migrate(connection: sqlite3.Connection, migrations: tuple[tuple[str, ...], ...] = MIGRATIONS) -> None:
+    """Brings the store to the newest schema.
 
     `connection` is in autocommit mode. Raises FailedPreconditionError for a database that is not ours
     (NOT_A_STORE) or that a newer version of passerby wrote (SCHEMA_TOO_NEW).
@@ -112,7 +112,6 @@ def migrate(connection: sqlite3.Connection, migrations: tuple[tuple[str, ...], .
         )
     for version in range(before, len(migrations)):
         _apply(connection, version + 1, migrations[version])
-    return before
 
 
 def _apply(connection: sqlite3.Connection, version: int, statements: tuple[str, ...]) -> None:

@@ -104,7 +104,7 @@ class Store:
             with translated_errors():
                 self._writer = self._connect()
                 undo.callback(self._writer.close)
-                self.schema_before = self._prepare()
+                self._prepare()
             undo.pop_all()
         self._writer_lock = threading.Lock()
         self._queue_lock = threading.Lock()
@@ -181,13 +181,12 @@ class Store:
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
-    def _prepare(self) -> int:
+    def _prepare(self) -> None:
         self._writer.execute("PRAGMA journal_mode = WAL")
         _verify(self._writer, self.path)
-        before = schema.migrate(self._writer)
+        schema.migrate(self._writer)
         # A crash may have left erased content in the log; nobody reads yet, so this always succeeds.
         self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return before
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
