@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from passerby_model.bundle import (
     MANIFEST_NAME,
+    Calibration,
     Input,
     Manifest,
     MaskOutput,
@@ -127,7 +128,7 @@ def make_bundle(
     seed: int = 0,
     slow: int = 0,
     parity_passed: bool | None = True,
-    calibration: dict[str, float] | None = None,
+    calibration: Calibration | None = None,
 ) -> Path:
     """Writes a bundle of a tiny encoder that `open_bundle` accepts; `parity_passed` None leaves the report out."""
     root.mkdir(parents=True, exist_ok=True)
@@ -146,6 +147,7 @@ def make_bundle(
         min_cosine=0.999,
         passed=bool(parity_passed),
     )
+    fingerprint = fingerprint_of(files=files, input=size, descriptor_dim=dim, metric=metric, architecture="mean-colour")
     manifest = Manifest(
         name="tiny",
         architecture="mean-colour",
@@ -159,13 +161,11 @@ def make_bundle(
             MaskOutput(name=f"mask_cosam{block}", block=block, height=MASK_HEIGHT, width=MASK_WIDTH) for block in masks
         ),
         files=files,
-        fingerprint=fingerprint_of(
-            files=files, input=size, descriptor_dim=dim, metric=metric, architecture="mean-colour"
-        ),
+        fingerprint=fingerprint,
         parity=None
         if parity_passed is None
         else Parity(reference="computed by hand", rows=(row,), passed=parity_passed),
-        calibration=calibration,
+        calibration=calibration.sealed(fingerprint) if calibration else None,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     (root / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2))

@@ -11,17 +11,22 @@ Normalisation is inside the graph; so is the L2 normalisation of a cosine model'
 The **fingerprint** names the space in which descriptors live: a sha256 over the encoder's files and over
 everything else that changes a descriptor (snippet length, input size, metric). Descriptors of two fingerprints
 are never compared.
+
+The **calibration** says which distance means the same person (`passerby evaluate --calibrate`). It comes after the
+export and changes no descriptor, so the fingerprint does not cover it; a checksum of its own, over its content and the
+fingerprint, keeps it from being edited or carried over to another model.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from passerby.errors import DataLossError, FailedPreconditionError, NotFoundError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -111,6 +116,66 @@ class Parity(_Part):
         return [row.describe() for row in self.rows if not (row.passed and row.within_limits)]
 
 
+class CalibrationPoint(_Part):
+    """One threshold: pairs at most this far apart are called the same person.
+
+    `fmr`: share of impostor pairs (two people) that are; `fnmr`: share of genuine pairs (one person) that are not.
+    """
+
+    fmr: float = Field(gt=0, lt=1)
+    threshold: float = Field(ge=0, allow_inf_nan=False)
+    fnmr: float = Field(ge=0, le=1)
+
+
+class NoMatch(_Part):
+    """The distance beyond which a hit is called another person: only a share `fnmr` of genuine pairs lie there."""
+
+    fnmr: float = Field(gt=0, lt=1)
+    threshold: float = Field(ge=0, allow_inf_nan=False)
+
+
+class Calibration(_Part):
+    """Which distance means the same person, measured on `data` under `protocol`.
+
+    `points` have ascending rates; a rate that `impostor_pairs` are too few to measure is not among them.
+    `no_match` is None where `genuine_pairs` are too few.
+    """
+
+    version: Literal[1] = 1
+    metric: Metric
+    data: tuple[str, ...] = Field(min_length=1)
+    protocol: str
+    clip_scheme: str
+    genuine_pairs: int = Field(ge=1)
+    impostor_pairs: int = Field(ge=1)
+    points: tuple[CalibrationPoint, ...] = Field(min_length=1)
+    no_match: NoMatch | None = None
+    created: str = ""
+    """UTC, ISO 8601."""
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """Over everything above and the bundle's fingerprint (`sealed`)."""
+
+    @model_validator(mode="after")
+    def _points_in_order(self) -> Self:
+        for low, high in itertools.pairwise(self.points):
+            if not (low.fmr < high.fmr and low.threshold <= high.threshold and low.fnmr >= high.fnmr):
+                raise ValueError(f"the points of rate {low.fmr} and {high.fmr} contradict each other")
+        return self
+
+    def checksum(self, fingerprint: str) -> str:
+        """sha256 in hex over this calibration and the fingerprint of the bundle that it belongs to."""
+        subject = {"fingerprint": fingerprint, "calibration": self.model_dump(exclude={"sha256"}, mode="json")}
+        return hashlib.sha256(json.dumps(subject, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def sealed(self, fingerprint: str) -> Calibration:
+        """This calibration with its checksum, for the bundle `fingerprint`."""
+        return self.model_copy(update={"sha256": self.checksum(fingerprint)})
+
+    def point_for(self, fmr: float) -> CalibrationPoint | None:
+        """The point of the largest measured rate that is not above `fmr`; None when all are above."""
+        return max((point for point in self.points if point.fmr <= fmr), key=lambda p: p.fmr, default=None)
+
+
 class Manifest(_Part):
     """bundle.json. `files` maps each file of the bundle but bundle.json to its checksum."""
 
@@ -128,7 +193,7 @@ class Manifest(_Part):
     files: dict[str, File]
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
     parity: Parity | None = None
-    calibration: dict[str, float] | None = None
+    calibration: Calibration | None = None
     training: dict[str, object] = {}
     """Where the weights come from: data, recipe, source files, measured results."""
     tools: dict[str, str] = {}
@@ -211,8 +276,8 @@ def read_manifest(root: Path) -> Manifest:
 def open_bundle(root: str | Path, *, allow_unverified: bool = False) -> Bundle:
     """The bundle at `root`, once its files match their checksums, its fingerprint and a passing parity report.
 
-    Raises NotFoundError for a missing bundle or file, DataLossError for a file that differs from its checksum,
-    FailedPreconditionError for a missing or failed parity report unless `allow_unverified`.
+    Raises NotFoundError for a missing bundle or file, DataLossError for a file or a calibration that differs from its
+    checksum, FailedPreconditionError for a missing or failed parity report unless `allow_unverified`.
     """
     root = Path(root)
     manifest = read_manifest(root)
@@ -228,6 +293,7 @@ def open_bundle(root: str | Path, *, allow_unverified: bool = False) -> Bundle:
                 reason="BUNDLE_DAMAGED",
             )
     _check_fingerprint(root, manifest)
+    _check_calibration(root, manifest)
     if not allow_unverified:
         _check_parity(root, manifest)
     return Bundle(root, manifest)
@@ -247,6 +313,16 @@ def _check_fingerprint(root: Path, manifest: Manifest) -> None:
         raise DataLossError(
             f"{root}: fingerprint {manifest.fingerprint[:12]} does not match the content ({actual[:12]}): "
             f"{MANIFEST_NAME} was edited",
+            reason="BUNDLE_DAMAGED",
+        )
+
+
+def _check_calibration(root: Path, manifest: Manifest) -> None:
+    found = manifest.calibration
+    if found is not None and (found.metric != manifest.metric or found.sha256 != found.checksum(manifest.fingerprint)):
+        raise DataLossError(
+            f"{root}: the calibration was edited, or is another model's: set `calibration` to null in {MANIFEST_NAME}, "
+            "then calibrate with `passerby evaluate --calibrate`",
             reason="BUNDLE_DAMAGED",
         )
 

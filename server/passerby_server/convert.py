@@ -18,6 +18,7 @@ from passerby.v1 import search_service_pb2 as search_service
 from passerby.v1 import tracklet_service_pb2 as tracklet_service
 
 from passerby_server.config import Limits
+from passerby_server.decision import Thresholds
 from passerby_server.gallery.types import (
     GalleryRecord,
     GalleryStats,
@@ -280,12 +281,13 @@ def tracklet_message(record: TrackletRecord) -> resources.Tracklet:
     )
 
 
-def hit_message(hit: Hit) -> search_service.SearchHit:
-    """One hit as the API shows it."""
+def hit_message(hit: Hit, thresholds: Thresholds | None = None) -> search_service.SearchHit:
+    """One hit as the API shows it; with the decision about it where the model is calibrated."""
     return search_service.SearchHit(
         tracklet=tracklet_message(hit.tracklet),
         distance=hit.distance,
         reranked_distance=hit.reranked_distance,
+        decision=thresholds.decide(hit.distance) if thresholds else search_service.DECISION_UNSPECIFIED,
         siblings=[tracklet_message(sibling) for sibling in hit.siblings],
         thumbnail=hit.thumbnail,
     )

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from passerby.errors import DataLossError, FailedPreconditionError, NotFoundError, PasserbyError
 from passerby_model.bundle import (
+    Calibration,
+    CalibrationPoint,
     Input,
     Manifest,
     Parity,
@@ -18,6 +20,7 @@ from passerby_model.bundle import (
     fingerprint_of,
     manifest_bytes,
     open_bundle,
+    read_manifest,
 )
 
 
@@ -202,3 +205,91 @@ def test_damage_is_refused_even_on_demand(root: Path) -> None:
     flip(root / "encoder.bin")
     with pytest.raises(DataLossError):
         open_bundle(root, allow_unverified=True)
+
+
+def calibrate(root: Path, **changes: Any) -> Calibration:
+    """Put a calibration into a bundle, sealed for it; what it says does not matter here."""
+    manifest = read_manifest(root)
+    values: dict[str, Any] = {
+        "metric": manifest.metric,
+        "data": ("street",),
+        "protocol": "all-vs-all",
+        "clip_scheme": "dense",
+        "genuine_pairs": 10,
+        "impostor_pairs": 1000,
+        "points": (
+            CalibrationPoint(fmr=0.01, threshold=0.2, fnmr=0.5),
+            CalibrationPoint(fmr=0.1, threshold=0.4, fnmr=0.3),
+        ),
+    }
+    sealed = Calibration(**values | changes).sealed(manifest.fingerprint)
+    (root / "bundle.json").write_bytes(manifest_bytes(manifest.model_copy(update={"calibration": sealed})))
+    return sealed
+
+
+def test_a_calibration_leaves_the_fingerprint_alone(root: Path) -> None:
+    before = open_bundle(root).fingerprint
+    sealed = calibrate(root)
+    bundle = open_bundle(root)
+    assert bundle.manifest.calibration == sealed
+    assert bundle.fingerprint == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["calibration"]["points"][0].update(threshold=0.1),
+        lambda c: c["calibration"].update(impostor_pairs=10**6),
+        lambda c: c["calibration"].update(sha256=""),
+        lambda c: c["calibration"].update(sha256="0" * 64),
+    ],
+    ids=["threshold", "pairs", "no-checksum", "wrong-checksum"],
+)
+def test_an_edited_calibration_is_refused(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    calibrate(root)
+    edit(root, change)
+    with pytest.raises(DataLossError, match="set `calibration` to null"):
+        open_bundle(root, allow_unverified=True)
+    edit(root, lambda c: c.update(calibration=None))
+    assert open_bundle(root).manifest.calibration is None
+
+
+def test_the_calibration_of_another_model_is_refused(root: Path) -> None:
+    other = calibrate(root).model_copy(update={"sha256": ""}).sealed("f" * 64)
+    edit(root, lambda c: c.update(calibration=other.model_dump(mode="json")))
+    with pytest.raises(DataLossError, match="another model's"):
+        open_bundle(root)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"metric": "squared_euclidean"},
+        {"version": 2},
+        {"points": ()},
+        {
+            "points": (
+                CalibrationPoint(fmr=0.1, threshold=0.4, fnmr=0.3),
+                CalibrationPoint(fmr=0.2, threshold=0.3, fnmr=0.2),
+            )
+        },
+    ],
+    ids=["metric", "version", "no-points", "threshold-falls"],
+)
+def test_a_calibration_that_makes_no_sense_is_refused(root: Path, wrong: dict[str, Any]) -> None:
+    good = calibrate(root)
+    content = good.model_copy(update=wrong)
+    edit(root, lambda c: c.update(calibration=content.sealed(c["fingerprint"]).model_dump(mode="json")))
+    with pytest.raises(DataLossError):
+        open_bundle(root)
+
+
+def test_the_point_for_a_rate_never_promises_more(root: Path) -> None:
+    calibration = calibrate(root)
+    assert calibration.point_for(0.005) is None
+    assert [point.fmr for rate in (0.01, 0.099, 0.1, 0.5) if (point := calibration.point_for(rate))] == [
+        0.01,
+        0.01,
+        0.1,
+        0.1,
+    ]
