@@ -33,6 +33,9 @@ TILE_ROWS = (64, 512)
 BLOCK_ROWS = 64
 """Queries ranked at a time: the scratch copy of their distances fits a second-level cache up to 8,000 items."""
 
+PAIRS = 256
+"""Pairs of descriptors compared at a time: at 2,048 values each 4 MiB."""
+
 AveragePrecision = Literal["plain", "trapezoid"]
 Metric = Literal["squared_euclidean", "cosine"]
 
@@ -122,6 +125,12 @@ class DistancesTo:
     def __len__(self) -> int:
         return len(self._own)
 
+    def bound(self) -> float:
+        """What no distance among the set exceeds; above 0."""
+        if self.metric == "cosine":
+            return 2.0
+        return float(4.0 * self._squares.max(initial=0.0)) * (1.0 + 1e-3) or 1.0  # twice the longest, and rounding
+
     def _prepare(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
         return unit_rows(descriptors) if self.metric == "cosine" else descriptors - self._centre
 
@@ -132,6 +141,19 @@ class DistancesTo:
     def among(self, rows: slice, out: NDArray[np.float32] | None = None, first: int = 0) -> NDArray[np.float32]:
         """Distances of some of the set itself to those from number `first` on: float32 (R, G - first)."""
         return self._product(self._own[rows], self._own[first:], self._squares[first:], out)
+
+    def pairs(self, rows: NDArray[np.integer], columns: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Distances of pairs of the set: of numbers rows[i] and columns[i], float32 (P,)."""
+        distances = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), PAIRS):
+            part = slice(start, start + PAIRS)
+            left, right = self._own[rows[part]], self._own[columns[part]]
+            if self.metric == "squared_euclidean":
+                left -= right
+                distances[part] = np.einsum("pd,pd->p", left, left)
+            else:
+                distances[part] = 1.0 - np.einsum("pd,pd->p", left, right)
+        return np.maximum(distances, 0.0, out=distances)
 
     def _product(
         self,

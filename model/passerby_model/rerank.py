@@ -10,22 +10,31 @@ this module reproduces. Steps as marked below:
     4. local query expansion: V(i) becomes the mean of V over its k2 nearest (section 3.4, equation 11)
     5. Jaccard distance from sums of minima and maxima (equation 10), mixed with the distance of step 1 (equation 12)
 
-Differs from the public code: V is kept sparse (a few dozen entries a row) and work goes by blocks of rows, so
-that only the distances themselves need M x M memory; ties are ranked in item order, not by chance of the sort.
+Differs from the public code: V is kept sparse (a few dozen entries a row), the minima are summed over an inverted
+index of it, and work goes by blocks of rows. Where descriptors are given, nothing of the size M x M ever exists: a
+tile of distances is there until its rows' maxima and nearest items are taken, and the distances that step 3 needs
+besides are computed pair by pair. Ties are ranked in item order, not by chance of the sort.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import InvalidArgumentError
 
-from passerby_model.metrics import cosine_distance, squared_euclidean
+from passerby_model.metrics import DistancesTo, Metric, check_finite, cosine_distance, squared_euclidean, tiles
 
 BLOCK_ELEMENTS = 1 << 22
 """Elements of the dense scratch matrices (rows x M): 4 Mi, 16 MiB as float32, about what a shared cache holds."""
+
+GROUP = 32
+"""Distances whose least is taken first when the nearest are looked for."""
+
+PairDistances = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
+"""Distances of step 1 of pairs (row items, column items)."""
 
 OVERLAP = 2.0 / 3.0
 """Share of a neighbour's reciprocal set that has to be in R(i) for it to be merged (section 3.2, equation 5)."""
@@ -69,6 +78,87 @@ def k_reciprocal(
     distances[queries:, queries:] = gallery_gallery.T
     np.square(distances, out=distances)
     return rerank_squared(distances, queries, k1, k2, original_weight)
+
+
+def k_reciprocal_descriptors(
+    query: NDArray[np.float32],
+    gallery: NDArray[np.float32],
+    *,
+    metric: Metric = "squared_euclidean",
+    k1: int = 20,
+    k2: int = 6,
+    original_weight: float = 0.3,
+    block_rows: int | None = None,
+) -> NDArray[np.float32]:
+    """`k_reciprocal` of descriptors, in memory that grows with M = Q + G, not with its square.
+
+    The arguments and errors are those of `k_reciprocal_blocks`.
+
+    Returns:
+        float32 (Q, G) in [0, 1], lower is nearer. Where that is too large itself, take it from `k_reciprocal_blocks`.
+    """
+    result = np.empty((len(query), len(gallery)), np.float32)
+    for rows, distances in k_reciprocal_blocks(
+        query, gallery, metric=metric, k1=k1, k2=k2, original_weight=original_weight, block_rows=block_rows
+    ):
+        result[rows] = distances
+    return result
+
+
+def k_reciprocal_blocks(
+    query: NDArray[np.float32],
+    gallery: NDArray[np.float32],
+    *,
+    metric: Metric = "squared_euclidean",
+    k1: int = 20,
+    k2: int = 6,
+    original_weight: float = 0.3,
+    block_rows: int | None = None,
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Joint re-ranking of all queries and the whole gallery, handed out by blocks of queries.
+
+    Memory beside the descriptors: two copies of them (one while the first block is prepared), a tile of distances
+    with its scratch (about 0.3 GB), and about 1 KB for each item.
+
+    Args:
+        query: float32 (Q, D).
+        gallery: float32 (G, D).
+        metric: "squared_euclidean" or "cosine"; see `shortlist_rerank`.
+        k1: neighbours in the reciprocal set, >= 1.
+        k2: neighbours in the query expansion, in [1, k1].
+        original_weight: share of the original distance in the result, in [0, 1].
+        block_rows: most queries in a block, >= 1; by default what fits a tile (`metrics.tiles`). No effect on values.
+
+    Yields:
+        (rows, float32 (len(rows), G) in [0, 1]), lower is nearer; the rows of all blocks are 0..Q-1 in order.
+
+    Raises:
+        InvalidArgumentError: shapes disagree, an unknown metric, a descriptor that is not finite, or an option out
+            of range; with the first block, not before.
+    """
+    check_options(k1, k2, original_weight)
+    if block_rows is not None and block_rows < 1:
+        raise InvalidArgumentError(f"block_rows must be at least 1, not {block_rows}")
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise InvalidArgumentError(f"expected (Q, D) and (G, D) descriptors, got {query.shape} and {gallery.shape}")
+    check_finite(query, "query")
+    check_finite(gallery, "gallery")
+    queries, items = len(query), len(query) + len(gallery)
+    if not len(query) or not len(gallery):
+        return
+    among = DistancesTo(np.concatenate([query, gallery]), metric)
+    nearest, largest = _neighbours(among, k1 + 1)
+    encoding = _encode(nearest, k1, lambda rows, columns: among.pairs(rows, columns) / largest[rows])
+    if k2 > 1:
+        encoding = _expand(encoding, nearest[:, :k2])
+    inverted = encoding.transposed()
+    for tile in tiles(queries, items):
+        distances = among.among(tile)
+        distances /= largest[tile, None]
+        for start in range(tile.start, tile.stop, block_rows or items):
+            rows = slice(start, min(start + (block_rows or items), tile.stop))
+            block = distances[rows.start - tile.start : rows.stop - tile.start]
+            yield rows, _mixed(encoding, inverted, block, start, queries, original_weight)
 
 
 def shortlist_rerank(
@@ -134,13 +224,13 @@ def rerank_squared(
         return np.zeros((query_count, squared.shape[0] - query_count), np.float32)
     largest = squared.max(axis=1, keepdims=True)
     distances = np.divide(squared, np.where(largest > 0.0, largest, 1.0), out=squared)  # step 1
-    nearest = _nearest(distances, k1 + 1)
-    encoding = _encode(distances, nearest, k1)
+    nearest = np.concatenate(
+        [_nearest(distances[block[0] : block[-1] + 1], k1 + 1) for block in _blocks(len(distances))]
+    )
+    encoding = _encode(nearest, k1, lambda rows, columns: distances[rows, columns])
     if k2 > 1:
-        encoding = _expand(encoding, nearest[:, :k2], distances.shape[0])
-    jaccard = _jaccard(encoding, query_count, distances.shape[0])
-    mixed = jaccard * (1.0 - original_weight) + distances[:query_count] * original_weight
-    return np.ascontiguousarray(mixed[:, query_count:], dtype=np.float32)
+        encoding = _expand(encoding, nearest[:, :k2])
+    return _mixed(encoding, encoding.transposed(), distances[:query_count], 0, query_count, original_weight)
 
 
 def check_options(k1: int, k2: int, original_weight: float) -> None:
@@ -158,10 +248,10 @@ class _SparseRows:
     """A sparse float32 (M, M) matrix by rows: row i holds `values` at `columns` from starts[i] to starts[i + 1]."""
 
     starts: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    columns: NDArray[np.int32]
     values: NDArray[np.float32]
 
-    def take(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    def take(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
         """Entries of `rows` (R,) as (position in `rows`, column, value), each (entries,)."""
         lengths = self.starts[rows + 1] - self.starts[rows]
         owner = np.repeat(np.arange(len(rows)), lengths)
@@ -169,21 +259,28 @@ class _SparseRows:
         where = np.arange(len(owner)) + first
         return owner, self.columns[where], self.values[where]
 
+    def transposed(self) -> _SparseRows:
+        items = len(self.starts) - 1
+        order = np.argsort(self.columns, kind="stable")
+        owner = np.repeat(np.arange(items, dtype=np.int32), np.diff(self.starts))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(self.columns, minlength=items))])
+        return _SparseRows(starts, owner[order], self.values[order])
+
 
 class _RowCollector:
     """Builds _SparseRows from blocks of rows, given in order."""
 
     def __init__(self) -> None:
         self._lengths: list[NDArray[np.int64]] = []
-        self._columns: list[NDArray[np.int64]] = []
+        self._columns: list[NDArray[np.int32]] = []
         self._values: list[NDArray[np.float32]] = []
 
     def add(
-        self, height: int, rows: NDArray[np.int64], columns: NDArray[np.int64], values: NDArray[np.floating]
+        self, height: int, rows: NDArray[np.int64], columns: NDArray[np.integer], values: NDArray[np.floating]
     ) -> None:
         """A block of `height` rows with entries (rows, columns, values), ordered by row."""
         self._lengths.append(np.bincount(rows, minlength=height))
-        self._columns.append(columns)
+        self._columns.append(columns.astype(np.int32, copy=False))
         self._values.append(values.astype(np.float32, copy=False))
 
     def finish(self) -> _SparseRows:
@@ -197,29 +294,43 @@ def _blocks(items: int) -> list[NDArray[np.int64]]:
     return [np.arange(start, min(start + height, items)) for start in range(0, items, height)]
 
 
-def _nearest(distances: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The `count` nearest items of each item, itself included; int64 (M, min(count, M)), ties in item order."""
-    items = distances.shape[0]
+def _neighbours(among: DistancesTo, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Step 1 without its matrix: int32 (M, min(count, M)) nearest items, and float32 (M,) row maxima, above 0."""
+    items = len(among)
+    nearest = np.empty((items, min(count, items)), np.int32)
+    largest = np.empty(items, np.float32)
+    for rows in tiles(items, items):
+        distances = among.among(rows)
+        distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = 0.0
+        largest[rows] = distances.max(axis=1)
+        nearest[rows] = _nearest(distances, count)
+    return nearest, np.where(largest > 0.0, largest, np.float32(1.0))
+
+
+def _nearest(distances: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    """The `count` nearest columns of each row (B, M), int32 (B, min(count, M)), ascending, ties in column order."""
+    rows, items = distances.shape
     count = min(count, items)
-    nearest = np.empty((items, count), np.int64)
-    for block in _blocks(items):
-        rows = distances[block[0] : block[-1] + 1]
-        if count == items:
-            nearest[block] = np.argsort(rows, axis=1, kind="stable")
-            continue
-        chosen = np.sort(np.argpartition(rows, count - 1, axis=1)[:, :count], axis=1)
-        values = np.take_along_axis(rows, chosen, axis=1)
-        nearest[block] = np.take_along_axis(chosen, np.argsort(values, axis=1, kind="stable"), axis=1)
-        # A partition picks at random among items as far as the last one taken: sort those rows in full.
-        torn = np.flatnonzero((rows <= values.max(axis=1, keepdims=True)).sum(axis=1) > count)
-        nearest[block[torn]] = np.argsort(rows[torn], axis=1, kind="stable")[:, :count]
-    return nearest
+    group = min(GROUP, items // count)
+    width = items // group
+    # Of `width` groups, `count` have a least distance within the bound: so no row has fewer than `count` within it.
+    least = distances[:, : width * group].reshape(rows, group, width).min(axis=1)
+    bound = np.partition(least, count - 1, axis=1)[:, count - 1, None]
+    row, column = np.nonzero(distances <= bound)
+    lengths = np.bincount(row, minlength=rows)
+    slot = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    # A non-negative float's bits rank as the float does; below them the column, which decides a tie.
+    bits = (distances[row, column] + np.float32(0.0)).view(np.uint32).astype(np.uint64)
+    keys = np.full((rows, lengths.max()), np.iinfo(np.uint64).max)
+    keys[row, slot] = bits << np.uint64(32) | column.astype(np.uint64)
+    keys.sort(axis=1)
+    return keys[:, :count].astype(np.uint32).astype(np.int32)
 
 
-def _encode(distances: NDArray[np.float32], nearest: NDArray[np.int64], k1: int) -> _SparseRows:
+def _encode(nearest: NDArray[np.int32], k1: int, distances_of: PairDistances) -> _SparseRows:
     """Steps 2 and 3: V, the k-reciprocal encoding of every item."""
     half = nearest[:, : round(k1 / 2) + 1]  # round() is half-to-even, as np.around in the public code
-    half_mutual = _mutual(half, np.arange(len(half)))
+    half_mutual = np.concatenate([_mutual(half, block) for block in _blocks(len(half))])
     collector = _RowCollector()
     for block in _blocks(len(nearest)):
         neighbours = nearest[block]  # (B, k1 + 1)
@@ -234,42 +345,51 @@ def _encode(distances: NDArray[np.float32], nearest: NDArray[np.int64], k1: int)
         owner, slot, entry = np.nonzero(merged[:, :, None] & candidate_mutual)
         member[owner, candidate[owner, slot, entry]] = True
         owner, columns = np.nonzero(member)
-        weights = np.exp(-distances[block[owner], columns])
+        weights = np.exp(-distances_of(block[owner], columns))
         collector.add(len(block), owner, columns, weights / np.bincount(owner, weights)[owner])
     return collector.finish()
 
 
-def _mutual(nearest: NDArray[np.int64], block: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _mutual(nearest: NDArray[np.int32], block: NDArray[np.int64]) -> NDArray[np.bool_]:
     """bool (B, K): whether each neighbour of the items in `block` has them among its own nearest (M, K)."""
     back: NDArray[np.bool_] = nearest[nearest[block]] == block[:, None, None]
     found: NDArray[np.bool_] = np.asarray(back.any(axis=2))
     return found
 
 
-def _expand(encoding: _SparseRows, nearest: NDArray[np.int64], items: int) -> _SparseRows:
+def _expand(encoding: _SparseRows, nearest: NDArray[np.int32]) -> _SparseRows:
     """Step 4: the mean of the encodings of each item's k2 nearest (M, k2)."""
+    items, k2 = nearest.shape
     collector = _RowCollector()
     for block in _blocks(items):
         owner, columns, values = encoding.take(nearest[block].ravel())
-        flat = (owner // nearest.shape[1]) * items + columns
-        total = np.bincount(flat, weights=values, minlength=len(block) * items).reshape(len(block), items)
-        rows, columns = np.nonzero(total)
-        collector.add(len(block), rows, columns, total[rows, columns] / nearest.shape[1])
+        keys = owner // k2 * items + columns
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        first = np.flatnonzero(np.diff(keys, prepend=-1))
+        rows, columns = np.divmod(keys[first], items)
+        collector.add(len(block), rows, columns, np.add.reduceat(values[order], first, dtype=np.float64) / k2)
     return collector.finish()
 
 
-def _jaccard(encoding: _SparseRows, query_count: int, items: int) -> NDArray[np.float32]:
-    """Step 5: Jaccard distances of the queries to all items, float32 (Q, M).
+def _mixed(
+    encoding: _SparseRows,
+    inverted: _SparseRows,
+    distances: NDArray[np.float32],
+    first: int,
+    query_count: int,
+    original_weight: float,
+) -> NDArray[np.float32]:
+    """Step 5 for queries `first`, `first` + 1, ..., given their distances of step 1 (B, M): float32 (B, M - Q).
 
     Rows of V sum to 1, so the sum of maxima is 2 minus the sum of minima.
     """
-    owner = np.repeat(np.arange(items), np.diff(encoding.starts))
-    jaccard = np.empty((query_count, items), np.float32)
-    dense = np.zeros(items, np.float32)
-    for query in range(query_count):
-        own = slice(encoding.starts[query], encoding.starts[query + 1])
-        dense[encoding.columns[own]] = encoding.values[own]
-        minima = np.bincount(owner, np.minimum(encoding.values, dense[encoding.columns]), minlength=items)
-        jaccard[query] = np.maximum(1.0 - minima / (2.0 - minima), 0.0)  # rounding may leave -1e-8
-        dense[encoding.columns[own]] = 0.0
-    return jaccard
+    rows, items = distances.shape
+    minima = np.empty((rows, items))
+    for row in range(rows):
+        own = slice(encoding.starts[first + row], encoding.starts[first + row + 1])
+        owner, others, values = inverted.take(encoding.columns[own])
+        minima[row] = np.bincount(others, np.minimum(values, encoding.values[own][owner]), minlength=items)
+    minima = minima[:, query_count:]
+    jaccard = np.maximum(1.0 - minima / (2.0 - minima), 0.0).astype(np.float32)  # rounding may leave -1e-8
+    return jaccard * np.float32(1.0 - original_weight) + distances[:, query_count:] * np.float32(original_weight)
