@@ -2,7 +2,7 @@
 
 Source: the reference's `video_loader.py` (N consecutive frames, uniform start; its start is off by one, [0, L-N] is
 right) and `transforms.py` (Random2DTranslation: with p 0.5 resize, else enlarge by 9/8 and crop; mirror with p 0.5).
-Erasing, colour, grey and blur are additions, off by default.
+Erasing, colour, grey, blur, garment and join are additions, off by default.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,10 @@ ERASED_AREA, ERASED_ASPECT = (0.02, 0.4), 3.3
 # At strength 1: spread of the logarithms of light and of each colour channel, of gamma, contrast and saturation.
 COLOUR_SPREAD, TONE_SPREAD = 0.35, 0.35
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+# Rows (share of the height) of the upper and the lower garment, and the columns of both.
+_GARMENTS, _GARMENT_COLUMNS = ((0.15, 0.52), (0.48, 0.92)), (0.1, 0.9)
+# Rows between which the upper body of one person is joined to the lower body of another.
+_WAIST = (0.35, 0.6)
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -73,6 +78,19 @@ class FrameStore:
         return image
 
 
+@dataclass(frozen=True)
+class ClipBatch:
+    """What one step trains on.
+
+    frames: uint8 (M, N, H, W, 3). whole: bool (M,), False where a clip was joined of two people and so is nobody.
+    targets: float32 (M, D) unit-length descriptors of a teacher that saw these very clips; None without one.
+    """
+
+    frames: NDArray[np.uint8]
+    whole: NDArray[np.bool_]
+    targets: NDArray[np.float32] | None = None
+
+
 class ClipBuilder:
     """Augmented clips of tracklets. A clip depends on (seed, iteration, place in the batch) alone."""
 
@@ -85,23 +103,37 @@ class ClipBuilder:
         size: tuple[int, int],
         seed: int = 0,
     ) -> None:
-        self._tracklets, self._store, self._augmentation = tracklets, store, augmentation
-        self._length, self._size, self._seed = snippet_length, size, seed
+        self.augmentation, self.size, self.seed = augmentation, size, seed
+        self._tracklets, self._store, self._length = tracklets, store, snippet_length
+        self._sources: dict[str, list[int]] = {}
+        for member, tracklet in enumerate(tracklets):
+            self._sources.setdefault(_source(tracklet), []).append(member)
 
-    def batch(self, members: NDArray[np.int64], iteration: int, rank: int = 0) -> NDArray[np.uint8]:
-        """One clip of each tracklet of `members` (M,): uint8 (M, N, H, W, 3)."""
-        return np.stack(
-            [
-                self.clip(int(member), np.random.default_rng([self._seed, iteration, rank, place]))
-                for place, member in enumerate(members)
-            ]
-        )
+    def resized(self, size: tuple[int, int]) -> ClipBuilder:
+        """The same clips at another (H, W)."""
+        return ClipBuilder(self._tracklets, self._store, self.augmentation, self._length, size, self.seed)
 
-    def clip(self, member: int, generator: np.random.Generator) -> NDArray[np.uint8]:
-        """uint8 (N, H, W, 3): N frames of a tracklet, augmented."""
+    def batch(self, members: NDArray[np.int64], iteration: int, rank: int = 0) -> ClipBatch:
+        """One clip of each tracklet of `members` (M,)."""
+        clips = [
+            self.clip(int(member), np.random.default_rng([self.seed, iteration, rank, place]))
+            for place, member in enumerate(members)
+        ]
+        return ClipBatch(np.stack([frames for frames, _ in clips]), np.array([whole for _, whole in clips]))
+
+    def clip(self, member: int, generator: np.random.Generator) -> tuple[NDArray[np.uint8], bool]:
+        """(uint8 (N, H, W, 3): N frames of a tracklet, augmented; whether they show one person)."""
+        images = self._frames(member, generator)
+        options = self.augmentation
+        if options.join and generator.random() < options.join:
+            others = self._sources[_source(self._tracklets[member])]
+            partner = self._frames(others[int(generator.integers(len(others)))], generator)
+            return augment(join(images, partner, generator.uniform(*_WAIST)), self.size, options, generator), False
+        return augment(images, self.size, options, generator), True
+
+    def _frames(self, member: int, generator: np.random.Generator) -> list[NDArray[np.uint8]]:
         frames = self._tracklets[member].frames
-        images = [self._store.get(frames[i]) for i in clip_indices(len(frames), self._length, generator)]
-        return augment(images, self._size, self._augmentation, generator)
+        return [self._store.get(frames[i]) for i in clip_indices(len(frames), self._length, generator)]
 
 
 def augment(
@@ -127,6 +159,8 @@ def augment(
     if options.per_clip:
         moves = [moves[0]] * len(moves)
     clip = np.stack([_moved(image, size, *move) for image, move in zip(images, moves, strict=True)])
+    if options.garment:
+        _dress(clip, options.garment, generator)
     if options.colour:
         clip = recolour(clip, options.colour, generator)
     if options.grey and generator.random() < options.grey:
@@ -157,6 +191,27 @@ def recolour(clip: NDArray[np.uint8], strength: float, generator: np.random.Gene
     out = np.stack([table[:, channel][clip[..., channel]] for channel in range(3)], axis=-1)
     grey = (out @ _GREY)[..., None]
     return np.clip(grey + (out - grey) * np.float32(saturation), 0, 255).astype(np.uint8)
+
+
+def join(
+    upper: Sequence[NDArray[np.uint8]], lower: Sequence[NDArray[np.uint8]], waist: float
+) -> list[NDArray[np.uint8]]:
+    """Frames of somebody who does not exist: above the row `waist` (share of the height) one person, below another.
+
+    Args:
+        upper: N frames, uint8 (h, w, 3); their sizes are the result's.
+        lower: N frames, uint8 (h', w', 3), resized to those of `upper`.
+        waist: in (0, 1).
+
+    Returns:
+        N frames, uint8 (h, w, 3).
+    """
+    joined = []
+    for above, below in zip(upper, lower, strict=True):
+        height, width = above.shape[:2]
+        seam = round(waist * height)
+        joined.append(np.concatenate([above[:seam], preprocess.resize(below, height, width)[seam:]]))
+    return joined
 
 
 def erase(frame: NDArray[np.uint8], generator: np.random.Generator, attempts: int = 20) -> None:
@@ -190,6 +245,21 @@ def prefetched(jobs: Iterable[Job], work: Callable[[Job], Result], workers: int)
             yield done, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _source(tracklet: Tracklet) -> str:
+    """The data source of a training tracklet: `training_data.gather` puts it before the identity."""
+    return tracklet.identity.partition("/")[0] if "/" in tracklet.identity else ""
+
+
+def _dress(clip: NDArray[np.uint8], probability: float, generator: np.random.Generator) -> None:
+    """Other colours for the upper and the lower garment, each by chance, in place. clip: uint8 (N, H, W, 3)."""
+    height, width = clip.shape[1:3]
+    left, right = (round(share * width) for share in _GARMENT_COLUMNS)
+    for first, last in _GARMENTS:
+        if generator.random() < probability:
+            area = clip[:, round(first * height) : round(last * height), left:right]
+            area[...] = recolour(area[..., generator.permutation(3)], 1.0, generator)
 
 
 def _draw_move(options: Augmentation, generator: np.random.Generator) -> tuple[bool, float, float, bool]:

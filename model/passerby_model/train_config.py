@@ -46,6 +46,8 @@ class Augmentation(_Frozen):
     colour: float = Field(0, ge=0, le=1)  # strength of a camera's light and colour cast, the same for a whole clip
     grey: float = Field(0, ge=0, le=1)  # probability of a clip without colour
     blur: float = Field(0, ge=0, le=1)  # probability of a clip at a lower resolution (down to a third)
+    garment: float = Field(0, ge=0, le=1)  # probability of other colours for the upper garment, and for the lower
+    join: float = Field(0, ge=0, le=1)  # probability of a clip with another person's lower body; it has no identity
 
 
 class TrainConfig(_Frozen):
@@ -84,7 +86,9 @@ class TrainConfig(_Frozen):
     triplet_weight: float = Field(1.0, ge=0)
     teacher: Path | None = None  # bundle whose descriptors the encoder also learns to reproduce (distillation)
     teacher_weight: float = Field(1.0, ge=0)
-    teacher_frames: int = Field(4, ge=1)  # of each tracklet that the teacher sees, evenly spread
+    teacher_relation_weight: float = Field(0.0, ge=0)  # of its distances between the clips of a batch
+    teacher_views: int = Field(100, ge=1)  # different clips drawn from a tracklet; the teacher sees each once
+    teacher_precision: Literal["f32", "bf16"] = "f32"  # bf16 halves its cost on a processor that has it
     amp: Literal["none", "bf16", "fp16"] = "none"
 
     seed: int = Field(0, ge=0)

@@ -31,7 +31,7 @@ from passerby_model.schedule import learning_rate
 from passerby_model.train_config import RUN_CONFIG, TrainConfig
 from passerby_model.training_data import TrainingData, gather
 
-LAST, BEST, FINAL, LOG, TEACHER = "last.pt", "best.pt", "final.pt", "log.jsonl", "teacher.npz"
+LAST, BEST, FINAL, LOG = "last.pt", "best.pt", "final.pt", "log.jsonl"
 _GIB = 1024**3
 
 
@@ -142,7 +142,6 @@ class _Run:
         self.best: float | None = None
         self.last_validation: validation.Validation | None = None
         self._validated_at = -1
-        self.store = clips.FrameStore(config.height, config.width, int(config.cache_gib * _GIB))
 
     def start(self) -> None:
         """Fresh weights, or those that the configuration names."""
@@ -190,11 +189,11 @@ class _Run:
         """Iterate until the end, or until `stop` says so."""
         self._set_mode()
         saved_at = began = time.monotonic()
-        for batch, frames in clips.prefetched(self._plan(), self._load, self.config.workers):
+        for batch, drawn in clips.prefetched(self._plan(), self._load, self.config.workers):
             if stop():
                 break
             waited = time.monotonic() - began
-            step = self._step(batch, frames, began, waited)
+            step = self._step(batch, drawn, began, waited)
             self._log(asdict(step))
             self.reporter.step(step, self.total)
             self._end_epoch(batch)
@@ -223,26 +222,32 @@ class _Run:
                 iteration += 1
             epoch += 1
 
-    def _load(self, batch: _Batch) -> NDArray[np.uint8]:
+    def _load(self, batch: _Batch) -> clips.ClipBatch:
         return self.builder.batch(batch.members, batch.iteration, self.accelerator.process_index)
 
-    def _step(self, batch: _Batch, frames: NDArray[np.uint8], began: float, waited: float) -> Step:
+    def _step(self, batch: _Batch, drawn: clips.ClipBatch, began: float, waited: float) -> Step:
         config = self.config
         rate = learning_rate(config, batch.iteration, batch.epoch, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         device = self.accelerator.device
-        labels = torch.from_numpy(self.data.labels[batch.members]).to(device)
+        whole = torch.from_numpy(drawn.whole).to(device)
+        labels = torch.from_numpy(self.data.labels[batch.members]).to(device)[whole]
         half = torch.float16 if config.amp == "fp16" else torch.bfloat16
         with torch.autocast(device.type, half, enabled=config.amp != "none"):
-            descriptors, logits = self.model(normalised(torch.from_numpy(frames).to(device)))
-        entropy = losses.cross_entropy(logits.float(), labels, config.label_smoothing)
-        triplet = losses.batch_hard_triplet(descriptors.float(), labels, config.margin)
+            descriptors, logits = self.model(normalised(torch.from_numpy(drawn.frames).to(device)))
+        descriptors, logits = descriptors.float(), logits.float()[whole]
+        entropy = triplet = descriptors.new_zeros(())
+        if len(labels):  # every clip of the batch may have been joined of two people
+            entropy = losses.cross_entropy(logits, labels, config.label_smoothing)
+            triplet = losses.batch_hard_triplet(descriptors[whole], labels, config.margin)
         loss = entropy + config.triplet_weight * triplet
         imitation = descriptors.new_zeros(())
-        if self.imitation is not None:
-            imitation = self.imitation(descriptors.float(), torch.from_numpy(batch.members).to(device))
-            loss = loss + config.teacher_weight * imitation
+        if self.imitation is not None and drawn.targets is not None:
+            targets = torch.from_numpy(drawn.targets).to(device)
+            imitation = self.imitation(descriptors, targets)
+            relation = distillation.distance_relation(descriptors, targets)
+            loss = loss + config.teacher_weight * imitation + config.teacher_relation_weight * relation
         self._check_finite(loss, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(self.scaler.scale(loss))
@@ -252,7 +257,7 @@ class _Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.iteration = batch.iteration + 1
-        accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
+        accuracy = (logits.argmax(dim=1) == labels).float().mean().item() if len(labels) else 0.0
         return Step(
             iteration=self.iteration,
             epoch=batch.epoch,
@@ -262,7 +267,7 @@ class _Run:
             triplet=triplet.item(),
             distillation=imitation.item(),
             accuracy=accuracy,
-            clips=len(frames),
+            clips=len(drawn.frames),
             seconds=time.monotonic() - began,
             wait_seconds=waited,
         )
@@ -307,35 +312,31 @@ class _Run:
             {"params": old, "factor": 1.0},
             {"params": new, "factor": config.new_layers_lr_factor if old else 1.0},
         ]
-        self.imitation = self._imitation()
-        if self.imitation is not None:
+        teacher = distillation.Teacher(config.teacher, config.teacher_precision) if config.teacher else None
+        self.imitation: nn.Module | None = None
+        if teacher is not None:
+            size = self._plain().encoder.descriptor_size
+            self.imitation = self.accelerator.prepare(distillation.Imitation(size, teacher.descriptor_size))
             groups.append({"params": list(self.imitation.parameters()), "factor": 1.0})
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = kind(
             [group for group in groups if group["params"]], lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.taken = taken
-        self.builder = clips.ClipBuilder(
-            self.data.tracklets,
-            self.store,
-            config.augmentation,
-            config.snippet_length,
-            (config.height, config.width),
-            config.seed,
-        )
+        self.builder = self._clip_builder(teacher)
 
-    def _imitation(self) -> nn.Module | None:
-        """What compares with the teacher's descriptors, when there is a teacher."""
+    def _clip_builder(self, teacher: distillation.Teacher | None) -> clips.ClipBuilder | distillation.TaughtClipBuilder:
         config = self.config
-        if config.teacher is None:
-            return None
-        self.out.mkdir(parents=True, exist_ok=True)
-        targets = distillation.teacher_descriptors(
-            config.teacher, self.data.tracklets, config.teacher_frames, self.out / TEACHER, self.reporter.message
+        size, cache = (config.height, config.width), int(config.cache_gib * _GIB)
+        # Frames are kept as large as anybody needs them.
+        largest = size if teacher is None else (max(size[0], teacher.size[0]), max(size[1], teacher.size[1]))
+        self.store = clips.FrameStore(*largest, cache)
+        builder = clips.ClipBuilder(
+            self.data.tracklets, self.store, config.augmentation, config.snippet_length, size, config.seed
         )
-        imitation = distillation.Imitation(self._plain().encoder.descriptor_size, targets)
-        prepared: nn.Module = self.accelerator.prepare(imitation)
-        return prepared
+        if teacher is None:
+            return builder
+        return distillation.TaughtClipBuilder(builder, teacher, config.teacher_views, cache)
 
     def _set_mode(self) -> None:
         """Train mode, but for frozen stages, whose batch statistics stay as they are."""

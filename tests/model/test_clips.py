@@ -57,7 +57,7 @@ def test_reference_starts_are_among_ours(shared):
 
 
 def test_without_augmentation_the_clip_is_the_resized_frames(tracklet):
-    clip = builder(tracklet, PLAIN).batch(np.array([0]), iteration=0)[0]
+    clip = builder(tracklet, PLAIN).batch(np.array([0]), iteration=0).frames[0]
     assert clip.shape == (4, 64, 32, 3)
     assert clip.dtype == np.uint8
     starts = clip[:, 0, -1, 0].astype(int)
@@ -68,16 +68,16 @@ def test_without_augmentation_the_clip_is_the_resized_frames(tracklet):
 def test_batches_depend_on_seed_and_iteration_only(tracklet):
     everything = Augmentation(crop=0.5, flip=0.5, erase=0.5, colour=0.5, grey=0.2, blur=0.5)
     members = np.array([0, 0])
-    one = builder(tracklet, everything).batch(members, 7)
-    assert np.array_equal(one, builder(tracklet, everything, cache=0).batch(members, 7))
-    assert not np.array_equal(one, builder(tracklet, everything).batch(members, 8))
-    assert not np.array_equal(one, builder(tracklet, everything, seed=1).batch(members, 7))
+    one = builder(tracklet, everything).batch(members, 7).frames
+    assert np.array_equal(one, builder(tracklet, everything, cache=0).batch(members, 7).frames)
+    assert not np.array_equal(one, builder(tracklet, everything).batch(members, 8).frames)
+    assert not np.array_equal(one, builder(tracklet, everything, seed=1).batch(members, 7).frames)
     assert not np.array_equal(one[0], one[1])
 
 
 def test_flip_is_independent_for_each_frame_unless_asked(tracklet):
     def mirrored(options):
-        made = builder(tracklet, options).batch(np.zeros(40, int), 0)
+        made = builder(tracklet, options).batch(np.zeros(40, int), 0).frames
         return (made[:, :, 0, 0, 0] < made[:, :, 0, -1, 0]).sum(axis=1)
 
     assert set(mirrored(Augmentation(crop=0))) > {1, 2, 3}
@@ -155,3 +155,40 @@ def test_prefetched_passes_errors_on():
 
     with pytest.raises(InvalidArgumentError, match="job 0"):
         list(clips.prefetched(range(3), work, workers=2))
+
+
+def test_join_takes_the_upper_body_of_one_and_the_lower_of_the_other():
+    upper = [np.full((20, 10, 3), 200, np.uint8)] * 2
+    lower = [np.full((33, 9, 3), 50, np.uint8)] * 2
+    made = clips.join(upper, lower, waist=0.4)
+    assert [frame.shape for frame in made] == [(20, 10, 3)] * 2
+    assert (made[1][:8] == 200).all()
+    assert (made[1][8:] == 50).all()
+
+
+def test_joined_clips_are_nobody_and_partners_come_from_the_same_source(tmp_path):
+    tracklets = []
+    for number, (identity, level) in enumerate((("0/ann", 0), ("0/bob", 100), ("1/cid", 250))):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(np.full((40, 20, 3), level, np.uint8)).save(path)
+        tracklets.append(Tracklet(identity, "c1", "t1", (path,)))
+    store = clips.FrameStore(64, 32, 10**6)
+    make = clips.ClipBuilder(tracklets, store, Augmentation(crop=0, flip=0, join=0.5), 2, (64, 32))
+    batch = make.batch(np.zeros(60, int), 0)
+    assert 10 < batch.whole.sum() < 50
+    assert (batch.frames[batch.whole] == 0).all()
+    joined = batch.frames[~batch.whole]
+    assert (joined[:, :, 0] == 0).all()
+    assert (joined.max(axis=(1, 2, 3, 4)) <= 100).all(), "ann with bob's legs, never with cid's"
+    assert (joined[:, :, -1] == 100).any()
+
+
+def test_garments_change_colour_and_the_rest_does_not(tracklet):
+    frames = [np.random.default_rng(1).integers(0, 256, (64, 32, 3), dtype=np.uint8)] * 2
+    made = clips.augment(frames, (64, 32), Augmentation(crop=0, flip=0, garment=1), np.random.default_rng(0))
+    assert np.array_equal(made[:, :9], np.stack(frames)[:, :9]), "the head"
+    assert np.array_equal(made[:, :, :2], np.stack(frames)[:, :, :2]), "beside the person"
+    changed = (made != np.stack(frames)).any(axis=-1)
+    assert changed[:, 12:30, 4:28].mean() > 0.9
+    assert changed[:, 36:56, 4:28].mean() > 0.9
+    assert np.array_equal(made[0], made[1]), "the same clothes in every frame"

@@ -9,8 +9,10 @@ import pytest
 import torch
 from passerby.errors import NotFoundError
 from passerby_model import checkpoint, train_config, training
+from passerby_model.clips import ClipBuilder, FrameStore
 from passerby_model.datasets import read
-from passerby_model.distillation import Imitation, teacher_descriptors
+from passerby_model.distillation import Imitation, TaughtClipBuilder, Teacher, distance_relation
+from passerby_model.train_config import Augmentation
 from PIL import Image
 
 from tests.encoders import expected_descriptor, make_bundle
@@ -51,36 +53,58 @@ def config(people: Path, teacher: Path, *overrides: str) -> train_config.TrainCo
     return train_config.load(None, [f"data.0.path={people}", *settings, *overrides])
 
 
-def test_teacher_sees_evenly_spread_frames_once(people: Path, tmp_path: Path) -> None:
-    teacher = make_bundle(tmp_path / "teacher")
-    tracklets = read(people).tracklets
-    said: list[str] = []
-    found = teacher_descriptors(teacher, tracklets, 4, tmp_path / "t.npz", said.append)
-    frames = [np.asarray(Image.open(tracklets[3].frames[i])) for i in (0, 1, 3, 4)]
-    wanted = expected_descriptor(frames)
-    assert np.allclose(found[3], wanted / np.linalg.norm(wanted), atol=1e-5)
-    assert len(said) == 1
-    assert np.array_equal(found, teacher_descriptors(teacher, tracklets, 4, tmp_path / "t.npz", said.append))
-    assert len(said) == 1, "the second time the descriptors come from the cache"
-    teacher_descriptors(teacher, tracklets, 2, tmp_path / "t.npz", said.append)
-    assert len(said) == 2, "another number of frames makes the cache stale"
+def taught(people: Path, teacher: Path, *, cache: int = 10**8, views: int = 3) -> TaughtClipBuilder:
+    """Clips of 64 x 32 pixels, five frames; the teacher's are 32 x 16."""
+    options = Augmentation(crop=0.5, flip=0.5, colour=0.5, join=0.3)
+    builder = ClipBuilder(read(people).tracklets, FrameStore(64, 32, 10**8), options, 5, (64, 32), seed=1)
+    return TaughtClipBuilder(builder, Teacher(teacher, threads=1), views, cache)
 
 
-def test_a_torn_cache_is_made_anew(people: Path, tmp_path: Path) -> None:
+def test_teacher_gives_the_mean_of_the_snippets_of_each_clip(tmp_path: Path) -> None:
+    teacher = Teacher(make_bundle(tmp_path / "teacher"), threads=1)
+    clips = np.random.default_rng(0).integers(0, 256, (7, 5, *teacher.size, 3), dtype=np.uint8)
+    wanted = np.stack([expected_descriptor(list(clip)) for clip in clips])
+    found = teacher.descriptors(clips)
+    assert np.allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-5)
+    assert np.array_equal(teacher.descriptors(clips[2:4]), found[2:4]), "what else is asked for changes nothing"
+
+
+def test_each_view_is_seen_once_and_comes_back_the_same(people: Path, tmp_path: Path, monkeypatch) -> None:
     teacher = make_bundle(tmp_path / "teacher")
-    (tmp_path / "t.npz").write_bytes(b"PK\x03\x04 torn")
-    assert teacher_descriptors(teacher, read(people).tracklets, 4, tmp_path / "t.npz", print).shape == (16, 8)
+    builder = taught(people, teacher)
+    seen: list[int] = []
+    original = Teacher.descriptors
+    monkeypatch.setattr(Teacher, "descriptors", lambda self, clips: seen.append(len(clips)) or original(self, clips))
+    members = np.arange(16).repeat(4)
+    batches = [builder.batch(members, iteration) for iteration in range(12)]
+    assert sum(seen) == 16 * 3, "three views of sixteen tracklets, all of them drawn by now"
+    again = taught(people, teacher, cache=0).batch(members, 7)
+    for field in ("frames", "whole", "targets"):
+        assert np.array_equal(getattr(again, field), getattr(batches[7], field)), f"{field} depend on what is kept"
+    assert batches[0].frames.shape == (64, 5, 64, 32, 3)
+    assert 0 < batches[0].whole.mean() < 1
+    assert not np.array_equal(batches[0].frames, batches[1].frames)
 
 
 def test_loss_is_zero_for_the_teacher_itself_and_two_for_its_opposite() -> None:
     targets = torch.nn.functional.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    loss = Imitation(8, targets.numpy())
+    loss = Imitation(8, 8)
     with torch.no_grad():
         loss.projection.weight.copy_(torch.eye(8))
         loss.projection.bias.zero_()
-    members = torch.tensor([4, 0, 2])
-    assert loss(3 * targets[members], members).item() == pytest.approx(0, abs=1e-6)
-    assert loss(-targets[members], members).item() == pytest.approx(2, abs=1e-6)
+    assert loss(3 * targets, targets).item() == pytest.approx(0, abs=1e-6)
+    assert loss(-targets, targets).item() == pytest.approx(2, abs=1e-6)
+
+
+def test_relation_is_zero_for_any_scale_and_shift_of_the_teacher() -> None:
+    targets = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    assert distance_relation(5 * targets + 3, targets).item() == pytest.approx(0, abs=1e-9)
+    assert distance_relation(targets[:1], targets[:1]).item() == 0
+    # Points 0, 1, 4 against 0, 2, 4: distances 1, 4, 3 and 2, 4, 2, all in units of 8/3.
+    student, teacher = torch.tensor([[0.0], [1.0], [4.0]]), torch.tensor([[0.0], [2.0], [4.0]])
+    ours, theirs = np.array([1, 4, 3]) / (8 / 3), np.array([2, 4, 2]) / (8 / 3)
+    wanted = (0.5 * (ours - theirs) ** 2).mean()
+    assert distance_relation(student, teacher).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_run_follows_its_teacher_resumes_exactly_and_hands_the_map_on(people: Path, tmp_path: Path) -> None:
