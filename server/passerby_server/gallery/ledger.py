@@ -1,7 +1,9 @@
 """Request ids and audit: the record of a write, kept in the write's own transaction.
 
 A request id names one write of one gallery. Repeating it answers as the first time did; with another request it is
-refused. It is remembered for REQUEST_LIFETIME_DAYS at least, and never brings back what has been deleted since.
+refused. It is remembered for REQUEST_LIFETIME_DAYS at least, and for as long does not bring back a tracklet that has
+been deleted since. Deleting a gallery forgets the request ids of its writes, so that nothing of it stays: should a
+gallery of the same name be made, a retry from before counts as new there.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from passerby_server.gallery.rows import MICROSECOND, from_microseconds, now
 
 REQUEST_LIFETIME_DAYS = 7
 """Far longer than any client retries; a bulk run that is resumed later has its journal."""
+FORGOTTEN_PER_WRITE = 2
+"""Expired request ids that a write with an id takes along: more than it adds, so that they never gather."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,9 @@ def still_there(outcome: Outcome) -> int:
 
 
 def remember(connection: sqlite3.Connection, request: Request, outcome: Outcome) -> None:
-    """Keeps what a request with an id did."""
+    """Keeps what a request with an id did, and forgets some of those that have expired."""
     if request.request_id:
+        _expire_some(connection)
         connection.execute(
             "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
@@ -107,9 +112,20 @@ def remember(connection: sqlite3.Connection, request: Request, outcome: Outcome)
 
 
 def expire(connection: sqlite3.Connection) -> int:
-    """Forgets request ids older than REQUEST_LIFETIME_DAYS; how many."""
-    oldest = now() - timedelta(days=REQUEST_LIFETIME_DAYS) // MICROSECOND
-    return connection.execute("DELETE FROM requests WHERE time < ?", (oldest,)).rowcount
+    """Forgets all request ids older than REQUEST_LIFETIME_DAYS; how many."""
+    return connection.execute("DELETE FROM requests WHERE time < ?", (_oldest(),)).rowcount
+
+
+def _expire_some(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "DELETE FROM requests WHERE (gallery_id, request_id) IN "
+        "(SELECT gallery_id, request_id FROM requests WHERE time < ? ORDER BY time LIMIT ?)",
+        (_oldest(), FORGOTTEN_PER_WRITE),
+    )
+
+
+def _oldest() -> int:
+    return now() - timedelta(days=REQUEST_LIFETIME_DAYS) // MICROSECOND
 
 
 def record(

@@ -143,7 +143,7 @@ class Galleries(Protocol):
     (reason REQUEST_ID_REUSED). Missing things raise NotFoundError (GALLERY_NOT_FOUND, TRACKLET_NOT_FOUND), taken
     names AlreadyExistsError (GALLERY_EXISTS, TRACKLET_EXISTS), another model's descriptors
     FailedPreconditionError (MODEL_MISMATCH). Repeating a write whose tracklet was deleted since does not bring it
-    back: FailedPreconditionError (TRACKLET_DELETED).
+    back: FailedPreconditionError (TRACKLET_DELETED). Deleting a gallery forgets the request ids of its writes.
     """
 
     def create_gallery(

@@ -136,6 +136,22 @@ def test_old_request_ids_expire_at_open(opened, folder, monkeypatch):
     again.close()
 
 
+def test_old_request_ids_expire_while_writes_go_on(opened, folder, monkeypatch):
+    for number in range(5):
+        put(opened, f"old-{number}", [number, 0, 0, 0], request_id=f"old-{number}")
+    later = rows.now() + (ledger.REQUEST_LIFETIME_DAYS * 86400 + 60) * 10**6
+    monkeypatch.setattr(ledger, "now", lambda: later)
+    put(opened, "without-id", [5, 0, 0, 0])
+    left = [_count(folder, "requests")]
+    for number in range(4):
+        put(opened, f"new-{number}", [number, 1, 0, 0], request_id=f"new-{number}")
+        left.append(_count(folder, "requests"))
+    assert left == [5, 4, 3, 3, 4]  # each takes two old ones along, the third the last one
+    assert opened.stats("g").tracklet_count == 10
+    with pytest.raises(InvalidArgumentError):
+        opened.find_request("g", "new-0", b"anything")
+
+
 # The index follows the store
 
 
