@@ -9,7 +9,9 @@ import pytest
 from passerby import errors
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import resources_pb2 as resources
+from passerby.v1 import search_service_pb2 as search_v1
 from passerby.v1 import tracklet_service_pb2 as tracklet_v1
+from passerby_server.gallery import search
 from passerby_server.interceptors import bounded_status, explain
 
 from tests.server.live import LiveServer, refused
@@ -122,6 +124,22 @@ def test_logs_hold_no_payloads_and_no_names(live: LiveServer, gallery: str, capl
     assert "IngestTracklet" in text
     assert "secret" not in text
     assert gallery.removeprefix("galleries/") not in text
+
+
+def test_a_fault_of_a_search_is_logged_without_names(live: LiveServer, gallery: str, caplog, monkeypatch) -> None:
+    def moved(*_: object) -> None:
+        raise search.StateMovedError
+
+    live.ingest(gallery, FRAMES, camera="secret-camera")
+    monkeypatch.setattr(search, "run", moved)
+    with caplog.at_level(logging.DEBUG, logger="passerby_server"):
+        error = refused(
+            lambda: live.search.SearchTracklets(search_v1.SearchTrackletsRequest(parent=gallery, frames=FRAMES))
+        )
+    assert type(error) is errors.InternalError
+    assert error.metadata["error_id"] in caplog.text
+    assert "disagree" in caplog.text
+    assert gallery.removeprefix("galleries/") not in caplog.text + "".join(str(vars(r)) for r in caplog.records)
 
 
 def test_every_method_is_guarded() -> None:

@@ -295,7 +295,8 @@ class EmbeddedGalleries:
                     return self._search_once(gallery_id, query, rebuild=attempt == OPTIMISTIC_SEARCHES)
                 except search.StateMovedError:
                     continue
-        raise InternalError(f"index and store of gallery {gallery_id} disagree: restart the server")
+        # Without the gallery's name: what is internal is logged, and names never are.
+        raise InternalError("index and store of a gallery disagree even after a rebuild: restart the server")
 
     def close(self) -> None:
         self._store.close()
