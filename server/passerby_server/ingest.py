@@ -48,7 +48,7 @@ class Ingester:
         digest = b""
         if request.request_id:
             digest = await asyncio.to_thread(request_digest, request)
-            done = await self._runtime.blocking(loaded.galleries.find_request, gallery_id, request.request_id, digest)
+            done = await self._runtime.reading(loaded.galleries.find_request, gallery_id, request.request_id, digest)
             if done is not None:
                 return done
         encoded = await loaded.encoder.encode(frames, deadline=deadline, patient=patient)
@@ -114,7 +114,7 @@ class Ingester:
     ) -> TrackletRecord:
         loaded = self._runtime.loaded
         thumbnail = await loaded.encoder.decoder.thumbnail(middle)
-        return await self._runtime.blocking(
+        return await self._runtime.writing(
             loaded.galleries.ingest,
             gallery_id,
             tracklet,

@@ -32,8 +32,11 @@ log = logging.getLogger(__name__)
 
 # Frames in the largest batch when the configuration leaves it open.
 DEFAULT_BATCH_FRAMES = 32
-# SQLite allows one writer; more threads only let searches run beside it.
-GALLERY_THREADS = 8
+# Reads of the galleries at the same time, searches among them.
+READ_THREADS = 8
+# Writes that wait for SQLite's one writer, which commits them together. Threads of their own: were they the readers',
+# a long delete with a few writes behind it would hold up every search.
+WRITE_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,8 @@ class Runtime:
         """Set when the server begins to shut down: endless streams end then."""
         self._loaded: Loaded | None = None
         self._stack = AsyncExitStack()
-        self._threads = ThreadPoolExecutor(GALLERY_THREADS, thread_name_prefix="passerby-gallery")
+        self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="passerby-read")
+        self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="passerby-write")
 
     @property
     def loaded(self) -> Loaded:
@@ -104,17 +108,22 @@ class Runtime:
     async def close(self) -> None:
         """Stops the encoder and closes the galleries, once running gallery calls have ended."""
         self._loaded = None
-        await asyncio.to_thread(self._threads.shutdown)
+        for threads in (self._writers, self._readers):
+            await asyncio.to_thread(threads.shutdown)
         await self._stack.aclose()
 
-    async def blocking(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs a blocking call (a gallery's method) in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
+    async def reading(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a method of the galleries that changes nothing, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: function(*args, **kwargs))
+
+    async def writing(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a method of the galleries that writes, in a thread that no read ever waits for."""
+        return await asyncio.get_running_loop().run_in_executor(self._writers, lambda: function(*args, **kwargs))
 
     async def gallery_of_this_model(self, gallery_id: str) -> GalleryRecord:
         """The gallery; raises NotFoundError, or FailedPreconditionError when another model made it."""
         loaded = self.loaded
-        record = await self.blocking(loaded.galleries.get_gallery, gallery_id)
+        record = await self.reading(loaded.galleries.get_gallery, gallery_id)
         check_fingerprint(loaded.space.fingerprint, record, "this server runs")
         return record
 

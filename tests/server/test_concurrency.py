@@ -9,8 +9,12 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import resources_pb2 as resources
+from passerby.v1 import search_service_pb2 as search_v1
+from passerby_server.gallery import ledger
+from passerby_server.runtime import READ_THREADS, WRITE_THREADS
 
 from tests.encoders import expected_descriptor, make_bundle
 from tests.server.live import LiveServer, refused, running
@@ -142,3 +146,34 @@ def test_a_short_tracklet_overtakes_a_long_one(live: LiveServer, monkeypatch) ->
     assert not long.done()
     assert took < 1
     assert long.result().snippet_count == 200
+
+
+def test_a_long_delete_with_writes_behind_it_holds_up_no_search(live: LiveServer, monkeypatch) -> None:
+    kept, doomed = live.new_gallery(), live.new_gallery()
+    for gallery in (kept, doomed):
+        live.ingest(gallery, sequence(crops(4)))
+    deleting, gate, forget = threading.Event(), threading.Event(), ledger.forget_details
+
+    def slowly(*arguments) -> None:
+        deleting.set()
+        assert gate.wait(60)
+        forget(*arguments)
+
+    monkeypatch.setattr(ledger, "forget_details", slowly)
+    request = gallery_v1.DeleteGalleryRequest(name=doomed, force=True)
+    delete = live.galleries.DeleteGallery.future(request, timeout=60)
+    assert deleting.wait(20)
+    names = [f"{kept.removeprefix('galleries/')}-{number}" for number in range(READ_THREADS + WRITE_THREADS)]
+    writes = [
+        live.galleries.CreateGallery.future(gallery_v1.CreateGalleryRequest(gallery_id=name), timeout=60)
+        for name in names
+    ]
+    while live.on_loop(lambda: live.server.guard.calls) < 1 + len(writes):
+        time.sleep(0.01)
+    search = search_v1.SearchTrackletsRequest(parent=kept, frames=sequence(crops(4)), top_k=3)
+    assert [len(live.search.SearchTracklets(search, timeout=20).hits) for _ in range(3)] == [1, 1, 1]
+    assert not delete.done()
+    assert not any(write.done() for write in writes)
+    gate.set()
+    assert delete.result().deleted_tracklet_count == 1
+    assert [write.result().gallery.name for write in writes] == [f"galleries/{name}" for name in names]

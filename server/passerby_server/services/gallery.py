@@ -25,7 +25,7 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
         problems.catch(convert.display_name, request.gallery)
         problems.catch(convert.check_request_id, request.request_id)
         problems.check()
-        record = await self._runtime.blocking(
+        record = await self._runtime.writing(
             loaded.galleries.create_gallery,
             request.gallery_id,
             request.gallery.display_name,
@@ -38,14 +38,14 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
         self, request: v1.GetGalleryRequest, context: Context
     ) -> v1.GetGalleryResponse:
         gallery_id = names.parse_gallery_name(request.name)
-        record = await self._runtime.blocking(self._runtime.loaded.galleries.get_gallery, gallery_id)
+        record = await self._runtime.reading(self._runtime.loaded.galleries.get_gallery, gallery_id)
         return v1.GetGalleryResponse(gallery=convert.gallery_message(record))
 
     async def ListGalleries(  # noqa: N802
         self, request: v1.ListGalleriesRequest, context: Context
     ) -> v1.ListGalleriesResponse:
         size = convert.page_size(request.page_size, self._runtime.config.limits)
-        page = await self._runtime.blocking(self._runtime.loaded.galleries.list_galleries, size, request.page_token)
+        page = await self._runtime.reading(self._runtime.loaded.galleries.list_galleries, size, request.page_token)
         return v1.ListGalleriesResponse(
             galleries=[convert.gallery_message(record) for record in page.items], next_page_token=page.next_page_token
         )
@@ -55,7 +55,7 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
     ) -> v1.DeleteGalleryResponse:
         gallery_id = names.parse_gallery_name(request.name)
         convert.check_request_id(request.request_id)
-        count = await self._runtime.blocking(
+        count = await self._runtime.writing(
             self._runtime.loaded.galleries.delete_gallery,
             gallery_id,
             force=request.force,
@@ -67,5 +67,5 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
         self, request: v1.GetGalleryStatsRequest, context: Context
     ) -> v1.GetGalleryStatsResponse:
         gallery_id = names.parse_gallery_name(request.name)
-        stats = await self._runtime.blocking(self._runtime.loaded.galleries.stats, gallery_id)
+        stats = await self._runtime.reading(self._runtime.loaded.galleries.stats, gallery_id)
         return convert.stats_message(stats)

@@ -39,11 +39,11 @@ class SearchService(v1_grpc.SearchServiceServicer):
     ) -> v1.SearchTrackletsResponse:
         galleries = self._runtime.loaded.galleries
         gallery_id, hits, options, filter = self._options(request)
-        gallery = await self._runtime.blocking(galleries.get_gallery, gallery_id)
+        gallery = await self._runtime.reading(galleries.get_gallery, gallery_id)
         query = await self._query(request, gallery, context)
         if request.exclude_query_camera:
             filter = dataclasses.replace(filter, exclude_camera_ids=filter.exclude_camera_ids | {query.camera_id})
-        found = await self._runtime.blocking(
+        found = await self._runtime.reading(
             galleries.search,
             gallery_id,
             SearchQuery(
@@ -112,8 +112,8 @@ class SearchService(v1_grpc.SearchServiceServicer):
                 "tracklet", "is in another gallery than `parent`; search by its descriptor instead", reason="PARENT"
             )
         galleries = self._runtime.loaded.galleries
-        record = await self._runtime.blocking(galleries.get_tracklet, gallery_id, tracklet_id)
+        record = await self._runtime.reading(galleries.get_tracklet, gallery_id, tracklet_id)
         if request.query_camera_id not in ("", record.camera_id):
             raise InvalidArgumentError.of("query_camera_id", "is not the camera of the stored tracklet")
-        descriptor = await self._runtime.blocking(galleries.get_descriptor, gallery_id, tracklet_id)
+        descriptor = await self._runtime.reading(galleries.get_descriptor, gallery_id, tracklet_id)
         return _Query(descriptor, record.camera_id, tracklet_id)

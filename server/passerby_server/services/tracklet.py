@@ -52,17 +52,17 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
         self, request: v1.GetTrackletRequest, context: Context
     ) -> v1.GetTrackletResponse:
         gallery_id, tracklet_id = names.parse_tracklet_name(request.name)
-        galleries, blocking = self._runtime.loaded.galleries, self._runtime.blocking
-        record = await blocking(galleries.get_tracklet, gallery_id, tracklet_id)
+        galleries, reading = self._runtime.loaded.galleries, self._runtime.reading
+        record = await reading(galleries.get_tracklet, gallery_id, tracklet_id)
         response = v1.GetTrackletResponse(tracklet=convert.tracklet_message(record))
         if request.include_descriptor:
-            gallery = await blocking(galleries.get_gallery, gallery_id)
-            values = await blocking(galleries.get_descriptor, gallery_id, tracklet_id)
+            gallery = await reading(galleries.get_gallery, gallery_id)
+            values = await reading(galleries.get_descriptor, gallery_id, tracklet_id)
             response.tracklet_descriptor.CopyFrom(
                 resources.TrackletDescriptor(values=values, model_fingerprint=gallery.space.fingerprint)
             )
         if request.include_thumbnail:
-            response.thumbnail = await blocking(galleries.get_thumbnail, gallery_id, tracklet_id)
+            response.thumbnail = await reading(galleries.get_thumbnail, gallery_id, tracklet_id)
         return response
 
     async def ListTracklets(  # noqa: N802
@@ -70,7 +70,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
     ) -> v1.ListTrackletsResponse:
         limits = self._runtime.config.limits
         gallery_id = names.parse_gallery_name(request.parent, field="parent")
-        page = await self._runtime.blocking(
+        page = await self._runtime.reading(
             self._runtime.loaded.galleries.list_tracklets,
             gallery_id,
             convert.tracklet_filter(request.filter, limits),
@@ -87,7 +87,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
     ) -> v1.DeleteTrackletResponse:
         gallery_id, tracklet_id = names.parse_tracklet_name(request.name)
         convert.check_request_id(request.request_id)
-        await self._runtime.blocking(
+        await self._runtime.writing(
             self._runtime.loaded.galleries.delete_tracklet, gallery_id, tracklet_id, request.request_id
         )
         return v1.DeleteTrackletResponse()
@@ -96,7 +96,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
         self, request: v1.AssignIdentityRequest, context: Context
     ) -> v1.AssignIdentityResponse:
         gallery_id, tracklet_id = names.parse_tracklet_name(request.name)
-        record = await self._runtime.blocking(
+        record = await self._runtime.writing(
             self._runtime.loaded.galleries.assign_identity,
             gallery_id,
             tracklet_id,
