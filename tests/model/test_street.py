@@ -8,8 +8,10 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from passerby.errors import AlreadyExistsError, InvalidArgumentError, PasserbyError
 from passerby_model.street import (
     StreetConfig,
@@ -137,6 +139,59 @@ def test_times_are_utc_and_rise(tracklets: list[StreetTracklet]) -> None:
         assert (tracklet.start_time, tracklet.end_time) == (tracklet.times[0], tracklet.times[-1])
 
 
+# What a camera keeps, and where it stands
+
+
+def likeness(frames: NDArray[np.uint8], labels: NDArray[np.uint8]) -> float:
+    """Mean correlation of the background of neighbouring frames, at the same places."""
+    found = []
+    for a, b in itertools.pairwise(range(len(frames))):
+        common = (labels[a] == 0) & (labels[b] == 0)
+        found.append(np.corrcoef(frames[a][common].ravel(), frames[b][common].ravel())[0, 1])
+    return float(np.mean(found))
+
+
+def test_every_nth_frame_lies_that_much_later_and_shares_less_background() -> None:
+    near = StreetConfig(4, 3, 4, seed=7, occlusion=0.0)
+    far = replace(near, every=8)
+    pairs = list(zip(generate(near), generate(far), strict=True))
+    for a, b in pairs:
+        assert a.times[0] == b.times[0]
+        assert b.end_time - b.start_time == pytest.approx(
+            8 * (a.end_time - a.start_time), abs=timedelta(milliseconds=1)
+        )
+    side = [pair for pair in pairs if pair[0].camera == "c2"]  # there the background passes by
+    assert all(likeness(a.frames, a.labels) > likeness(b.frames, b.labels) + 0.2 for a, b in side)
+
+
+def test_scenes_change_what_is_behind_the_person_and_nothing_else() -> None:
+    own = StreetConfig(3, 2, 2, seed=7, visits=2)
+    moved = replace(own, scenes=40)
+    others = 0
+    for a, b in zip(generate(own), generate(moved), strict=True):
+        assert np.array_equal(a.labels, b.labels)
+        assert a.times == b.times
+        difference = np.abs(a.frames.astype(int) - b.frames).mean(axis=3)
+        if not difference.any():
+            continue
+        others += 1
+        # Blur and JPEG carry a little of the background into the person.
+        assert difference[a.labels == 0].mean() > 4 * difference[_inner(a.labels > 0)].mean()
+    assert others >= own.tracklet_count - 2
+    again = replace(moved, identities=1, first_identity=2)
+    assert np.array_equal(render_tracklet(again, 2, 1, 1).frames, render_tracklet(moved, 2, 1, 1).frames)
+
+
+def _inner(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    kernel = np.ones((9, 9), np.uint8)
+    return np.stack([cv2.erode(mask.astype(np.uint8), kernel) > 0 for mask in masks])
+
+
+def test_somebody_may_walk_towards_a_camera_for_minutes() -> None:
+    long = render_tracklet(StreetConfig(1, 1, 400, height=64, width=32, seed=1), 0, 0)
+    assert (long.frames.reshape(400, -1).std(axis=1) > 5).all()
+
+
 # Masks
 
 
@@ -256,6 +311,8 @@ def test_neighbouring_cameras_differ_in_cast() -> None:
         ({"first_identity": -1}, "first_identity"),
         ({"visits": 0}, "visits"),
         ({"occlusion": 1.5}, "occlusion"),
+        ({"every": 0}, "every"),
+        ({"scenes": -1}, "scenes"),
         ({"identities": True}, "identities"),
     ],
 )

@@ -16,7 +16,12 @@ def street(
     seed: Annotated[int, typer.Option(help="Another seed gives other people and cameras.")] = 0,
     first_identity: Annotated[int, typer.Option(help="Number of the first person.")] = 0,
     visits: Annotated[int, typer.Option(help="Tracklets of each person in each camera.")] = 1,
-    masks: Annotated[Path | None, typer.Option(help="Also write silhouette masks below this folder.")] = None,
+    every: Annotated[int, typer.Option(help="Keep every n-th frame of a camera: backgrounds differ more.")] = 1,
+    scenes: Annotated[int, typer.Option(help="Put each tracklet before one of so many scenes; 0: the camera's.")] = 0,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Also write below this folder what is where: person, backpack, handbag, hat, umbrella."),
+    ] = None,
 ) -> None:
     """Write a synthetic camera gallery: drawn people who walk past cameras."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,6 +36,8 @@ def street(
         seed=seed,
         first_identity=first_identity,
         visits=visits,
+        every=every,
+        scenes=scenes,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:

@@ -11,6 +11,7 @@ from passerby.errors import InvalidArgumentError
 MAX_IDENTITIES = 1_000_000  # identity numbers are written with at most seven digits
 MAX_CAMERAS = 64
 MAX_FRAMES = 10_000  # frames of one tracklet, held in memory at once
+MAX_EVERY, MAX_SCENES = 1000, 1000
 MIN_HEIGHT, MAX_HEIGHT = 64, 1024  # pixels; below, limbs are thinner than a pixel
 FIRST_MORNING = datetime(2026, 1, 5, 7, 0, tzinfo=UTC)  # a Monday; nobody is seen earlier
 
@@ -29,6 +30,10 @@ class StreetConfig:
     visits: tracklets of each person in each camera, 1..100.
     occlusion: share of tracklets where a pole, a plant, a car or another pedestrian hides part of the
         person for some frames, 0..1.
+    every: only every n-th frame that a camera takes is kept, 1..1000. Neighbouring frames of a camera (8 to 15 a
+        second) have more of the background in common than of the person; every 8th has not.
+    scenes: 0 leaves every camera where it is; n > 0 puts each tracklet of any camera before one of n scenes, drawn
+        at random, for training data whose background says nothing about camera or person; 0..1000.
 
     Raises InvalidArgumentError, naming the field, for anything outside these ranges.
     """
@@ -42,6 +47,8 @@ class StreetConfig:
     first_identity: int = 0
     visits: int = 1
     occlusion: float = 0.4
+    every: int = 1
+    scenes: int = 0
 
     def __post_init__(self) -> None:
         _between("identities", self.identities, 1, MAX_IDENTITIES)
@@ -58,6 +65,8 @@ class StreetConfig:
         _between("visits", self.visits, 1, 100)
         if not isinstance(self.occlusion, int | float) or not 0 <= self.occlusion <= 1:
             raise InvalidArgumentError(f"occlusion is {self.occlusion!r}; give a share between 0 and 1")
+        _between("every", self.every, 1, MAX_EVERY)
+        _between("scenes", self.scenes, 0, MAX_SCENES)
 
     @property
     def frame_range(self) -> tuple[int, int]:

@@ -109,7 +109,7 @@ def make_occluder(config: StreetConfig, camera: Camera, count: int, rng: np.rand
     chance, which, place, speed, size = rng.random(5)
     direction = -1 if rng.random() < 0.5 else 1
     colour: Colour = tuple(rng.integers(40, 190, 3).tolist())
-    seconds = np.arange(count) / camera.frames_per_second
+    seconds = np.arange(count) * config.every / camera.frames_per_second
     if chance >= config.occlusion:
         return None
     meeting = (0.15 + 0.7 * place) * seconds[-1]
@@ -120,7 +120,7 @@ def make_occluder(config: StreetConfig, camera: Camera, count: int, rng: np.rand
         path = direction * (0.1 + np.abs(seconds - meeting) * (0.15 + 0.5 * speed))
 
         def pedestrian(canvas: Canvas, frame: int, x: float, y: float, scale: float) -> None:
-            sprite = sprites[frame * PHASES // camera.frames_per_second % PHASES]
+            sprite = sprites[frame * config.every * PHASES // camera.frames_per_second % PHASES]
             covered = paste(canvas.image, sprite, (x, y + 0.1 * scale), scale * 1.08)
             if covered is not None:
                 rows, columns, mask = covered

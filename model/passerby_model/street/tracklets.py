@@ -127,7 +127,7 @@ def render_coded(config: StreetConfig, identity_index: int, camera_index: int, v
     rng = np.random.default_rng([config.seed, 3, identity_index, camera_index, visit])
     low, high = config.frame_range
     count = int(rng.integers(low, high + 1))
-    walk = _Walk(config, person, camera, count, rng)
+    walk = _Walk(config, person, camera, _scene(config, person, camera, visit), count, rng)
     optics = Optics(camera, config.height, config.width, rng)
     labels = np.empty((count, config.height, config.width), np.uint8)
     jpegs = []
@@ -137,6 +137,12 @@ def render_coded(config: StreetConfig, identity_index: int, camera_index: int, v
         jpegs.append(encode_jpeg(seen, camera.jpeg_quality))
     times = _times(config, person, camera, visit, count)
     return CodedTracklet(person, camera, visit, times, tuple(jpegs), labels)
+
+
+def _scene(config: StreetConfig, person: Person, camera: Camera, visit: int) -> int:
+    if config.scenes == 0:
+        return camera.index
+    return int(np.random.default_rng([config.seed, 9, person.index, camera.index, visit]).integers(config.scenes))
 
 
 def _times(config: StreetConfig, person: Person, camera: Camera, visit: int, count: int) -> tuple[datetime, ...]:
@@ -149,7 +155,7 @@ def _times(config: StreetConfig, person: Person, camera: Camera, visit: int, cou
     pause = float(np.random.default_rng([config.seed, 7, person.index, camera.index, visit]).uniform(0, 20))
     arrival = start + timedelta(seconds=way / person.body.speed_mps + pause)
     arrival = arrival.replace(microsecond=arrival.microsecond // 1000 * 1000)
-    step = timedelta(seconds=1) / camera.frames_per_second
+    step = timedelta(seconds=config.every) / camera.frames_per_second
     return tuple(arrival + step * frame for frame in range(count))
 
 
@@ -157,14 +163,14 @@ class _Walk:
     """Where everything is in each frame of a tracklet, and how to paint it."""
 
     def __init__(
-        self, config: StreetConfig, person: Person, camera: Camera, count: int, rng: np.random.Generator
+        self, config: StreetConfig, person: Person, camera: Camera, scene: int, count: int, rng: np.random.Generator
     ) -> None:
         self.camera, self.person = camera, person
         self.height, self.width = config.height, config.width
         self.wardrobe = Wardrobe(person)
-        self.scene = endless_scene_of(config.seed, camera.index)
-        steps = np.arange(count)
-        seconds = steps / camera.frames_per_second
+        self.scene = endless_scene_of(config.seed, scene)
+        steps = np.arange(count) * config.every
+        self.seconds = seconds = steps / camera.frames_per_second
         self.phase = rng.uniform(0, 2 * math.pi) + seconds * 2 * math.pi * person.body.cadence_hz
         side = -1 if rng.random() < 0.5 else 1  # passes to the right or to the left
         turn = rng.normal(0, 0.16) + np.linspace(-1, 1, count) * rng.normal(0, 0.12)
@@ -186,7 +192,7 @@ class _Walk:
         x, y = self.width * (0.5 + dx * 1.4), self.height * (FEET + dy)
         metre = scale / self.person.body.height_m
         picture = self._background(frame, x, y, metre)
-        self.passers.paint(picture, frame / self.camera.frames_per_second, x, y, scale)
+        self.passers.paint(picture, float(self.seconds[frame]), x, y, scale)
         _shadow(picture, x, y, scale)
         canvas = Canvas(picture)
         view = View(x, y, scale, float(self.facing[frame]), self.camera.pitch, self.camera.light)
@@ -198,6 +204,8 @@ class _Walk:
 
     def _background(self, frame: int, x: float, y: float, metre: float) -> Image:
         zoom = metre / PIXELS_PER_METRE * float(self.zoom[frame])
+        # Who has come nearer for long has shrunk the scene to all that is drawn of it; there it stays.
+        zoom = max(zoom, y / (GROUND_ROW + SCENE_MARGIN - 1), max(x, self.width - x) / (SCENE_MARGIN - 1))
         wide, tall = max(2, round(self.width / zoom)), max(2, round(self.height / zoom))
         # The walker goes to and fro between the ends of the scene, in its mirrored picture.
         there = float(self.metres[frame]) % (2 * SCENE_METRES)

@@ -51,7 +51,7 @@ def write(
     records = []
     for done, (identity, camera, visit) in enumerate(config.tracklet_keys(), start=1):
         tracklet = render_coded(config, identity, camera, visit)
-        records.append(_write_tracklet(tracklet, root, mask_root))
+        records.append(_write_tracklet(tracklet, root, mask_root, config.every))
         if progress is not None:
             progress(done, config.tracklet_count)
     record = {"format": 1, "config": asdict(config), "labels": LABELS, "tracklets": records}
@@ -71,7 +71,7 @@ def _claim(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _write_tracklet(tracklet: CodedTracklet, root: Path, mask_root: Path | None) -> dict[str, Any]:
+def _write_tracklet(tracklet: CodedTracklet, root: Path, mask_root: Path | None, every: int) -> dict[str, Any]:
     identity = identity_name(tracklet.person.index)
     place = Path(identity, tracklet.camera.name, f"t{tracklet.visit + 1}")
     folder = root / place
@@ -90,7 +90,7 @@ def _write_tracklet(tracklet: CodedTracklet, root: Path, mask_root: Path | None)
         "frames": len(tracklet.jpegs),
         "start_time": _iso(tracklet.times[0]),
         "end_time": _iso(tracklet.times[-1]),
-        "frames_per_second": tracklet.camera.frames_per_second,
+        "frames_per_second": tracklet.camera.frames_per_second / every,
         "attributes": asdict(tracklet.person.attributes),
     }
 
