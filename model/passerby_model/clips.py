@@ -2,11 +2,12 @@
 
 Source: the reference's `video_loader.py` (N consecutive frames, uniform start; its start is off by one, [0, L-N] is
 right) and `transforms.py` (Random2DTranslation: with p 0.5 resize, else enlarge by 9/8 and crop; mirror with p 0.5).
-Erasing, colour, grey, blur, garment and join are additions, off by default.
+Erasing, colour, grey, blur, garment, join, spread and background are additions, off by default.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from passerby.errors import NotFoundError
 from PIL import Image
 
 from passerby_model import preprocess
@@ -47,6 +49,16 @@ def clip_indices(frame_count: int, snippet_length: int, generator: np.random.Gen
     return np.arange(start, start + snippet_length, dtype=np.int64)
 
 
+def spread_indices(frame_count: int, snippet_length: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """int64 (N,): one frame of each N-th of the tracklet, ascending (restricted random sampling).
+
+    Frames that lie apart have less background in common than consecutive ones. A tracklet of fewer than N frames
+    gives some of them twice. Source: Li et al., "Diversity regularized spatiotemporal attention", CVPR 2018, section 3.1.
+    """
+    edges = np.linspace(0, frame_count, snippet_length + 1)
+    return np.minimum(generator.uniform(edges[:-1], edges[1:]).astype(np.int64), frame_count - 1)
+
+
 class FrameStore:
     """Decoded frames, kept in memory up to a limit; beyond it they are decoded anew each time.
 
@@ -65,17 +77,49 @@ class FrameStore:
         Raises:
             NotFoundError, InvalidArgumentError: the file is missing or no image; the message names it.
         """
+        return self._cached(path, self._read)
+
+    def mask(self, path: Path) -> NDArray[np.uint8]:
+        """uint8 (h, w): the labels of a palette or grey PNG, 0 for background, at the file's own size.
+
+        Raises:
+            NotFoundError: no such file, or no image.
+        """
+        return self._cached(path, _read_labels)
+
+    def _cached(self, path: Path, read: Callable[[Path], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         cached = self._cache.get(path)
         if cached is not None:
             return cached
-        image = preprocess.read_image(path)
-        if image.shape[0] > self._largest[0] and image.shape[1] > self._largest[1]:
-            image = preprocess.resize(image, *self._largest)
+        image = read(path)
         with self._lock:
             if path not in self._cache and image.nbytes <= self._free:
                 self._free -= image.nbytes
                 self._cache[path] = image
         return image
+
+    def _read(self, path: Path) -> NDArray[np.uint8]:
+        image = preprocess.read_image(path)
+        if image.shape[0] > self._largest[0] and image.shape[1] > self._largest[1]:
+            image = preprocess.resize(image, *self._largest)
+        return image
+
+
+def _read_labels(path: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture if picture.mode in ("P", "L") else picture.convert("L"), dtype=np.uint8)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise NotFoundError(f"{path}: no silhouette mask can be read from it: {error}") from error
+
+
+@dataclass(frozen=True)
+class Clip:
+    """frames, original: uint8 (N, H, W, 3), original with its own background; whole: whether they show one person."""
+
+    frames: NDArray[np.uint8]
+    original: NDArray[np.uint8]
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -102,8 +146,11 @@ class ClipBuilder:
         snippet_length: int,
         size: tuple[int, int],
         seed: int = 0,
+        mask_of: Callable[[Path], Path | None] = lambda frame: None,
     ) -> None:
+        """mask_of: where the silhouette of a frame is, for exchanging backgrounds; None where there is none."""
         self.augmentation, self.size, self.seed = augmentation, size, seed
+        self._mask_of = mask_of
         self._tracklets, self._store, self._length = tracklets, store, snippet_length
         self._sources: dict[str, list[int]] = {}
         for member, tracklet in enumerate(tracklets):
@@ -111,29 +158,64 @@ class ClipBuilder:
 
     def resized(self, size: tuple[int, int]) -> ClipBuilder:
         """The same clips at another (H, W)."""
-        return ClipBuilder(self._tracklets, self._store, self.augmentation, self._length, size, self.seed)
+        return ClipBuilder(
+            self._tracklets, self._store, self.augmentation, self._length, size, self.seed, self._mask_of
+        )
 
     def batch(self, members: NDArray[np.int64], iteration: int, rank: int = 0) -> ClipBatch:
         """One clip of each tracklet of `members` (M,)."""
-        clips = [
+        drawn = [
             self.clip(int(member), np.random.default_rng([self.seed, iteration, rank, place]))
             for place, member in enumerate(members)
         ]
-        return ClipBatch(np.stack([frames for frames, _ in clips]), np.array([whole for _, whole in clips]))
+        return ClipBatch(np.stack([clip.frames for clip in drawn]), np.array([clip.whole for clip in drawn]))
 
-    def clip(self, member: int, generator: np.random.Generator) -> tuple[NDArray[np.uint8], bool]:
-        """(uint8 (N, H, W, 3): N frames of a tracklet, augmented; whether they show one person)."""
-        images = self._frames(member, generator)
+    def clip(self, member: int, generator: np.random.Generator) -> Clip:
+        """N frames of a tracklet, augmented."""
         options = self.augmentation
+        paths = self._paths(member, generator)
+        images = [self._store.get(path) for path in paths]
         if options.join and generator.random() < options.join:
-            others = self._sources[_source(self._tracklets[member])]
-            partner = self._frames(others[int(generator.integers(len(others)))], generator)
-            return augment(join(images, partner, generator.uniform(*_WAIST)), self.size, options, generator), False
-        return augment(images, self.size, options, generator), True
+            lower = [self._store.get(path) for path in self._paths(self._partner(member, generator), generator)]
+            images = join(images, lower, generator.uniform(*_WAIST))
+            frames = augment(images, self.size, options, generator)
+            return Clip(frames, frames, whole=False)
+        moved = self._elsewhere(member, paths, images, generator)
+        again = copy.deepcopy(generator)
+        frames = augment(images, self.size, options, generator)
+        return Clip(frames if moved is None else augment(moved, self.size, options, again), frames, whole=True)
 
-    def _frames(self, member: int, generator: np.random.Generator) -> list[NDArray[np.uint8]]:
+    def _partner(self, member: int, generator: np.random.Generator) -> int:
+        """Some tracklet of the same source, where cameras and drawing style are alike."""
+        others = self._sources[_source(self._tracklets[member])]
+        return others[int(generator.integers(len(others)))]
+
+    def _paths(self, member: int, generator: np.random.Generator) -> list[Path]:
         frames = self._tracklets[member].frames
-        return [self._store.get(frames[i]) for i in clip_indices(len(frames), self._length, generator)]
+        apart = self.augmentation.spread and generator.random() < self.augmentation.spread
+        indices = (spread_indices if apart else clip_indices)(len(frames), self._length, generator)
+        return [frames[i] for i in indices]
+
+    def _elsewhere(
+        self, member: int, paths: list[Path], images: list[NDArray[np.uint8]], generator: np.random.Generator
+    ) -> list[NDArray[np.uint8]] | None:
+        """The person before the backgrounds of others: of one tracklet, or of another one in each frame."""
+        chance = self.augmentation.background
+        if self._mask_of(paths[0]) is None or not chance or generator.random() >= chance:
+            return None
+        places = self._paths(self._partner(member, generator), generator)
+        if generator.random() < 0.5:
+            places = [self._paths(self._partner(member, generator), generator)[0] for _ in paths]
+        return [
+            _before(image, self._silhouette(path), self._store.get(place), self._silhouette(place))
+            for image, path, place in zip(images, paths, places, strict=True)
+        ]
+
+    def _silhouette(self, path: Path) -> NDArray[np.bool_]:
+        mask = self._mask_of(path)
+        if mask is None:
+            raise NotFoundError(f"{path}: its data source has masks, and this frame has none")
+        return self._store.mask(mask) > 0
 
 
 def augment(
@@ -250,6 +332,31 @@ def prefetched(jobs: Iterable[Job], work: Callable[[Job], Result], workers: int)
 def _source(tracklet: Tracklet) -> str:
     """The data source of a training tracklet: `training_data.gather` puts it before the identity."""
     return tracklet.identity.partition("/")[0] if "/" in tracklet.identity else ""
+
+
+def _before(
+    image: NDArray[np.uint8],
+    silhouette: NDArray[np.bool_],
+    scene: NDArray[np.uint8],
+    occupied: NDArray[np.bool_],
+) -> NDArray[np.uint8]:
+    """The person of `image` before the background of `scene`, whose own person gives way; uint8 (h, w, 3)."""
+    height, width = image.shape[:2]
+    silhouette, occupied = (_fitted(mask, height, width) for mask in (silhouette, occupied))
+    # The pixels of the scene's person are taken from the nearest background in their row; rows without any stay.
+    columns = np.arange(width)
+    left = np.maximum.accumulate(np.where(occupied, -1, columns), axis=1)
+    right = np.minimum.accumulate(np.where(occupied, width, columns)[:, ::-1], axis=1)[:, ::-1]
+    nearer = (right >= width) | ((left >= 0) & (columns - left <= right - columns))
+    source = np.where(nearer, left, right)
+    source = np.where((source >= 0) & (source < width), source, columns)
+    empty = np.take_along_axis(preprocess.resize(scene, height, width), source[..., None], axis=1)
+    return np.where(silhouette[..., None], image, empty)
+
+
+def _fitted(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
+    rows, columns = (np.arange(size) * mask.shape[axis] // size for axis, size in enumerate((height, width)))
+    return mask[rows][:, columns]
 
 
 def _dress(clip: NDArray[np.uint8], probability: float, generator: np.random.Generator) -> None:

@@ -2,7 +2,8 @@
 
 The teacher sees the very clip that the student sees, augmented as it is, only at its own size; joined people and dyed
 clothes then widen the data without end, for the teacher says what they look like (Beyer et al., "Knowledge
-distillation: a good teacher is patient and consistent", CVPR 2022, arXiv 2106.05237, section 3). Two losses:
+distillation: a good teacher is patient and consistent", CVPR 2022, arXiv 2106.05237, section 3). Where the background
+was exchanged the teacher sees the person's own: the way to its answer is then to look at the person alone. Two losses:
 
     Imitation            a linear map of the student's descriptor is pulled towards the teacher's by the cosine
                          (Romero et al., arXiv 1412.6550, section 2.2, at the descriptor instead of a hidden layer);
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from passerby_model import preprocess, snippets
 from passerby_model.backends import InferencePrecision, open_backend
 from passerby_model.bundle import open_bundle
-from passerby_model.clips import ClipBatch, ClipBuilder
+from passerby_model.clips import Clip, ClipBatch, ClipBuilder
 from passerby_model.losses import euclidean_distances
 from passerby_model.metrics import unit_rows
 
@@ -100,12 +101,12 @@ class TaughtClipBuilder:
         drawn = {key: self._draw(key) for key in dict.fromkeys(keys) if self._frames_missing(key)}
         fresh = [key for key in drawn if key not in self._known]
         if fresh:
-            targets = self._teacher.descriptors(np.stack([drawn[key][0] for key in fresh]))
+            targets = self._teacher.descriptors(np.stack([drawn[key].original for key in fresh]))
             for key, target in zip(fresh, targets, strict=True):
-                self._keep(key, self._shrunk(drawn[key][0]), drawn[key][1], target)
+                self._keep(key, self._shrunk(drawn[key].frames), drawn[key].whole, target)
         views = [self._known[key] for key in keys]
         frames = [
-            view.frames if view.frames is not None else self._shrunk(drawn[key][0])
+            view.frames if view.frames is not None else self._shrunk(drawn[key].frames)
             for key, view in zip(keys, views, strict=True)
         ]
         mirrored = [chance.random() < self._builder.augmentation.flip for chance in chances]
@@ -118,7 +119,7 @@ class TaughtClipBuilder:
     def _frames_missing(self, key: tuple[int, int]) -> bool:
         return key not in self._known or self._known[key].frames is None
 
-    def _draw(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], bool]:
+    def _draw(self, key: tuple[int, int]) -> Clip:
         return self._large.clip(key[0], np.random.default_rng([self._builder.seed, *key]))
 
     def _shrunk(self, clip: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -34,6 +34,7 @@ class DataSource(_Frozen):
     part: Part = "all"
     identities: Path | None = None  # allow-list: one identity a line
     repeat: int = Field(1, ge=1)  # how often an epoch visits each identity of this source
+    masks: Path | None = None  # silhouettes, as `passerby street --masks` writes them, for augmentation.background
 
 
 class Augmentation(_Frozen):
@@ -47,6 +48,8 @@ class Augmentation(_Frozen):
     grey: float = Field(0, ge=0, le=1)  # probability of a clip without colour
     blur: float = Field(0, ge=0, le=1)  # probability of a clip at a lower resolution (down to a third)
     garment: float = Field(0, ge=0, le=1)  # probability of other colours for the upper garment, and for the lower
+    background: float = Field(0, ge=0, le=1)  # probability of other backgrounds, where the data source has masks
+    spread: float = Field(0, ge=0, le=1)  # probability of frames spread over the tracklet instead of consecutive ones
     join: float = Field(0, ge=0, le=1)  # probability of a clip with another person's lower body; it has no identity
 
 
@@ -190,7 +193,9 @@ def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         values = joined(values, "pretrained")
     sources = values.get("data")
     if isinstance(sources, list):
-        listed = [joined(source, "path", "identities") if isinstance(source, dict) else source for source in sources]
+        listed = [
+            joined(source, "path", "identities", "masks") if isinstance(source, dict) else source for source in sources
+        ]
         values = {**values, "data": listed}
     return joined(values, "init", "teacher")
 

@@ -29,7 +29,7 @@ from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
 from passerby_model.sampler import IdentitySampler
 from passerby_model.schedule import learning_rate
 from passerby_model.train_config import RUN_CONFIG, TrainConfig
-from passerby_model.training_data import TrainingData, gather
+from passerby_model.training_data import TrainingData, gather, mask_finder
 
 LAST, BEST, FINAL, LOG = "last.pt", "best.pt", "final.pt", "log.jsonl"
 _GIB = 1024**3
@@ -331,8 +331,9 @@ class _Run:
         # Frames are kept as large as anybody needs them.
         largest = size if teacher is None else (max(size[0], teacher.size[0]), max(size[1], teacher.size[1]))
         self.store = clips.FrameStore(*largest, cache)
+        masks = mask_finder(config)
         builder = clips.ClipBuilder(
-            self.data.tracklets, self.store, config.augmentation, config.snippet_length, size, config.seed
+            self.data.tracklets, self.store, config.augmentation, config.snippet_length, size, config.seed, masks
         )
         if teacher is None:
             return builder

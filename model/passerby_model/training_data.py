@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,19 @@ def gather(config: TrainConfig) -> TrainingData:
     labels = np.array([number_of[tracklet.identity] for tracklet in tracklets], dtype=np.int64)
     _refuse_single_tracklets(tracklets, config)
     return TrainingData(tuple(tracklets), labels, names, tuple(repeats.values()), tuple(held))
+
+
+def mask_finder(config: TrainConfig) -> Callable[[Path], Path | None]:
+    """Where the silhouette of a frame lies: below its source's `masks` as the frame lies below the source's `path`."""
+    folders = [(source.path, source.masks) for source in config.data if source.masks is not None]
+
+    def find(frame: Path) -> Path | None:
+        for root, masks in folders:
+            if frame.is_relative_to(root):
+                return masks / frame.relative_to(root).with_suffix(".png")
+        return None
+
+    return find
 
 
 def _read(source: DataSource) -> tuple[Tracklet, ...]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from passerby.errors import InvalidArgumentError
+from passerby.errors import InvalidArgumentError, NotFoundError
 from passerby_model import clips
 from passerby_model.datasets import Tracklet
 from passerby_model.train_config import Augmentation
@@ -181,6 +181,59 @@ def test_joined_clips_are_nobody_and_partners_come_from_the_same_source(tmp_path
     assert (joined[:, :, 0] == 0).all()
     assert (joined.max(axis=(1, 2, 3, 4)) <= 100).all(), "ann with bob's legs, never with cid's"
     assert (joined[:, :, -1] == 100).any()
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 99))
+def test_spread_indices_take_one_frame_of_each_part(frame_count, length, seed):
+    indices = clips.spread_indices(frame_count, length, np.random.default_rng(seed))
+    assert indices.shape == (length,)
+    edges = np.linspace(0, frame_count, length + 1)
+    assert (indices >= np.floor(edges[:-1])).all()
+    assert (indices < np.maximum(edges[1:], 1)).all()
+    assert (np.diff(indices) >= 0).all()
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """Two people, grey 200 and 100, in the middle third of frames whose backgrounds are 10 and 50."""
+    tracklets = []
+    for identity, person, scene in (("0/ann", 200, 10), ("0/bob", 100, 50)):
+        folder = tmp_path / identity
+        folder.mkdir(parents=True)
+        frames = []
+        for number in range(3):
+            picture = np.full((64, 30, 3), scene, np.uint8)
+            picture[:, 10:20] = person
+            frames.append(folder / f"{number}.png")
+            Image.fromarray(picture).save(frames[-1])
+            labels = np.zeros((64, 30), np.uint8)
+            labels[:, 10:20] = 3
+            Image.fromarray(labels).save(folder / f"{number}.mask.png")
+        tracklets.append(Tracklet(identity, "c1", "t1", tuple(frames)))
+    return tracklets
+
+
+def test_a_person_is_put_before_the_backgrounds_of_others(masked):
+    options = Augmentation(crop=0, flip=0, background=1, spread=1)
+    store = clips.FrameStore(64, 30, 10**6)
+    make = clips.ClipBuilder(masked, store, options, 3, (64, 30), 0, lambda frame: frame.with_suffix(".mask.png"))
+    drawn = [make.clip(0, np.random.default_rng(seed)) for seed in range(20)]
+    for clip in drawn:
+        assert clip.whole
+        assert (clip.original[:, :, :10] == 10).all()
+        assert (clip.frames[:, :, 10:20] == 200).all()
+        assert np.isin(clip.frames[:, :, :10], (10, 50)).all(), "nothing is left of the other person"
+    seen = [tuple(clip.frames[:, 0, 0, 0]) for clip in drawn]
+    assert (50, 50, 50) in seen
+    assert any(len(set(levels)) == 2 for levels in seen), "another background in each frame"
+
+
+def test_a_missing_mask_is_named(masked):
+    store = clips.FrameStore(64, 30, 10**6)
+    options = Augmentation(background=1)
+    make = clips.ClipBuilder(masked, store, options, 3, (64, 30), 0, lambda frame: frame.with_suffix(".none.png"))
+    with pytest.raises(NotFoundError, match=r"\.none\.png: no silhouette mask"):
+        make.batch(np.zeros(2, int), 0)
 
 
 def test_garments_change_colour_and_the_rest_does_not(tracklet):
