@@ -10,7 +10,8 @@ import torch
 
 from passerby_model import metrics
 from passerby_model.datasets import Tracklet
-from passerby_model.embed import ReadFrame, embed_tracklets
+from passerby_model.descriptors import ReadFrame
+from passerby_model.embed import embed_tracklets
 from passerby_model.encoder import TrackletEncoder
 
 
@@ -36,11 +37,11 @@ def validate(
     """Embed and rank `tracklets` with an encoder in eval mode; squared Euclidean distance.
 
     Raises:
-        NotFoundError, InvalidArgumentError: a frame is missing or no image.
+        NotFoundError, InvalidArgumentError: a frame is missing or no image, or nobody was seen by two cameras.
+        FailedPreconditionError: a descriptor is not finite.
     """
     descriptors = embed_tracklets(encoder, tracklets, max_snippets=max_snippets, read_frame=read_frame, device=device)
     identities = np.unique([tracklet.identity for tracklet in tracklets], return_inverse=True)[1].astype(np.int64)
     cameras = np.unique([tracklet.camera for tracklet in tracklets], return_inverse=True)[1].astype(np.int64)
-    distances = metrics.squared_euclidean(descriptors, descriptors)
-    result = metrics.evaluate(distances, identities, identities, cameras, cameras)
+    result = metrics.evaluate_descriptors(descriptors, descriptors, identities, identities, cameras, cameras)
     return Validation(float(result.cmc[0]), float(result.mean_average_precision), int(result.valid_queries))
