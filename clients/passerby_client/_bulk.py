@@ -7,7 +7,8 @@
 All state is touched by the caller's thread alone; the threads only put events. A tracklet holds its slot from before it
 is taken from the iterable until its result is given to the caller, so at most `max_in_flight` are in memory. When the
 stream breaks with UNAVAILABLE, what is unanswered is sent again under the same request ids: a tracklet that the server
-had stored in the meantime is answered again, not stored again.
+had stored in the meantime is answered again, not stored again. A server ends a stream that is silent for long: when the
+iterable pauses, the next item opens a new one.
 """
 
 from __future__ import annotations
@@ -227,6 +228,8 @@ class BulkIngest:
             return
         self._stream.failures += 1
         error = ended.error or UnavailableError("the server ended the stream before it had answered everything")
+        if error.reason == "STREAM_IDLE":  # after a pause of the source, a request crossed the server's goodbye
+            error = UnavailableError(error.message, reason=error.reason)
         delay = self._retry.delay(error, self._stream.failures)
         if delay is None:
             raise error

@@ -2,7 +2,8 @@
 
     reader --bounded--> one task for each tracklet --> answers --> caller
 
-A slow reader of answers holds the whole stream back: a task keeps its place until its answer is taken.
+A slow reader of answers holds the whole stream back: a task keeps its place until its answer is taken. A caller that
+is owed nothing and sends nothing for `limits.stream_idle_seconds` is taken for gone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Self
+from typing import Any, Self
 
 from passerby.errors import UnavailableError
 from passerby.v1 import tracklet_service_pb2 as v1
@@ -18,7 +19,7 @@ from passerby.v1 import tracklet_service_pb2 as v1
 from passerby_server import convert
 from passerby_server.config import Limits
 from passerby_server.ingest import Ingester
-from passerby_server.interceptors import bounded_status, check_message_size, explain
+from passerby_server.interceptors import bounded_status, check_message_size, explain, stream_idle
 
 # Answers are messages, not trailers: enough that whoever sends a tracklet again knows every frame to leave out.
 MAX_VIOLATIONS = 1000
@@ -33,18 +34,21 @@ class BulkIngest:
     ) -> None:
         """
         Args:
-            limits: `max_bulk_in_flight` tracklets are worked on at the same time.
+            limits: `max_bulk_in_flight` tracklets are worked on at the same time; `stream_idle_seconds` of silence.
             draining: set when the server shuts down; no further tracklet is read then.
             deadline: of the whole stream, on the event loop's clock.
         """
         self._ingester = ingester
         self._places = asyncio.Semaphore(limits.max_bulk_in_flight)
         self._max_message_bytes = limits.max_message_bytes
+        self._idle_seconds = limits.stream_idle_seconds
         self._draining = draining
         self._deadline = deadline
         self._answers: asyncio.Queue[Answer | None] = asyncio.Queue(maxsize=1)
         self._failure: Exception | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[None]] = set()
+        self._active = 0.0  # when a message came or a tracklet was answered, on the loop's clock
 
     async def __aenter__(self) -> Self:
         return self
@@ -59,6 +63,7 @@ class BulkIngest:
 
         Raises:
             UnavailableError: the server began to shut down; what was read before is answered first.
+            DeadlineExceededError: nothing came for `stream_idle_seconds`, and nothing was owed (STREAM_IDLE).
         """
         self._tasks.add(asyncio.create_task(self._read(requests)))
         while (answer := await self._answers.get()) is not None:
@@ -67,18 +72,17 @@ class BulkIngest:
             raise self._failure
 
     async def _read(self, requests: AsyncIterator[v1.BulkIngestTrackletsRequest]) -> None:
-        working: set[asyncio.Task[None]] = set()
         try:
             async with contextlib.aclosing(self._until_draining(requests)) as messages:
                 async for message in messages:
                     await self._places.acquire()
                     task = asyncio.create_task(self._one(message))
-                    for tasks in (working, self._tasks):
+                    for tasks in (self._working, self._tasks):
                         tasks.add(task)
                         task.add_done_callback(tasks.discard)
         except Exception as error:  # noqa: BLE001 - raised by `answers`, once everything before it is answered
             self._failure = error
-        await asyncio.gather(*working)
+        await asyncio.gather(*self._working)
         await self._answers.put(None)
 
     async def _until_draining(
@@ -89,7 +93,7 @@ class BulkIngest:
         try:
             while True:
                 following = asyncio.create_task(_next(requests))
-                await asyncio.wait({following, draining}, return_when=asyncio.FIRST_COMPLETED)
+                await self._first_of(following, draining)
                 if not following.done():
                     raise UnavailableError("the server is shutting down; send the rest again", reason="SHUTTING_DOWN")
                 message = following.result()
@@ -103,11 +107,23 @@ class BulkIngest:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
 
+    async def _first_of(self, *waited: asyncio.Task[Any]) -> None:
+        """Waits until one of `waited` is done; raises DeadlineExceededError when the stream has gone silent before."""
+        loop = asyncio.get_running_loop()
+        self._active = loop.time()
+        while not any(task.done() for task in waited):
+            # The caller may well be waiting itself, as long as something is being worked on.
+            left = self._idle_seconds if self._working else self._active + self._idle_seconds - loop.time()
+            if left <= 0:
+                raise stream_idle(self._idle_seconds)
+            await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+
     async def _one(self, message: v1.BulkIngestTrackletsRequest) -> None:
         try:
             await self._answers.put(await self._answer(message))
         finally:
             self._places.release()
+            self._active = asyncio.get_running_loop().time()
 
     async def _answer(self, message: v1.BulkIngestTrackletsRequest) -> Answer:
         request = message.request

@@ -72,6 +72,13 @@ class Limits(_Section):
     max_bulk_in_flight: int = Field(
         16, ge=1, description="Tracklets of one BulkIngestTracklets stream that are worked on at the same time."
     )
+    stream_idle_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Longest silence of a stream's caller while the server waits for it, in seconds: a connection whose "
+        "other end is gone would keep its place among the streams until TCP gives up.",
+    )
 
 
 class Batching(_Section):

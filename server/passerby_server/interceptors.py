@@ -5,6 +5,7 @@
   inside is the operator's business, not the caller's.
 - A message above the limit gets RESOURCE_EXHAUSTED that says what to do. gRPC itself refuses those above
   `HARD_MESSAGE_FACTOR` times the limit before reading them, with its own words.
+- A stream whose caller falls silent is ended, so that a half-open connection does not keep its place for ever.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 from passerby.errors import (
     STATUS_METADATA_KEY,
+    DeadlineExceededError,
     FieldViolation,
     InternalError,
     InvalidArgumentError,
@@ -76,7 +78,8 @@ class Guard(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith(API_PREFIX):
             return handler
-        # In a bulk stream one large message must not end the rest: `bulk.py` answers it by itself.
+        # In a bulk stream one large message must not end the rest: `bulk.py` answers it by itself. It also knows alone
+        # whether a silent caller waits for answers.
         limit = None if handler.stream_stream else self._limits.max_message_bytes
         codecs: dict[str, Any] = {
             "request_deserializer": _bounded(handler.request_deserializer, limit),
@@ -98,7 +101,8 @@ class Guard(grpc.aio.ServerInterceptor):
     def _stream_unary(self, method: str, behaviour: Any) -> Any:
         async def call(requests: AsyncIterator[Message | _Refused], context: Context) -> Message:
             async with self._guarded(method, context, streaming=True):
-                return self._check_answer(await behaviour(_all_accepted(requests), context))
+                messages = _all_accepted(requests, self._limits.stream_idle_seconds)
+                return self._check_answer(await behaviour(messages, context))
 
         return call
 
@@ -197,6 +201,15 @@ def bounded_status(error: PasserbyError, *, most: int = MAX_VIOLATIONS) -> statu
     ).to_status()
 
 
+def stream_idle(seconds: float) -> DeadlineExceededError:
+    """The error of a stream whose caller has sent nothing for `seconds`."""
+    return DeadlineExceededError(
+        f"no message came for {seconds:g} s (limits.stream_idle_seconds), so the server ended the stream; "
+        "send what was not answered again, on a new one",
+        reason="STREAM_IDLE",
+    )
+
+
 def check_message_size(message: Message, limit: int) -> None:
     """Raises ResourceExhaustedError when the message has more than `limit` bytes."""
     if (size := message.ByteSize()) > limit:
@@ -235,8 +248,19 @@ def _accepted(message: Message | _Refused) -> Message:
     return message
 
 
-async def _all_accepted(messages: AsyncIterator[Message | _Refused]) -> AsyncIterator[Message]:
-    async for message in messages:
+async def _all_accepted(
+    messages: AsyncIterator[Message | _Refused], idle_seconds: float | None = None
+) -> AsyncIterator[Message]:
+    """The messages, each awaited for `idle_seconds` at most. Raises DeadlineExceededError (STREAM_IDLE)."""
+    coming = aiter(messages)
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                message = await anext(coming)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise stream_idle(idle_seconds or 0.0) from error
         yield _accepted(message)
 
 

@@ -83,6 +83,14 @@ def test_a_server_that_does_not_answer_is_not_flooded(faulty: tuple[Client, Faul
     assert len(list(results)) == 49
 
 
+def test_requests_that_cross_the_end_of_an_idle_stream_are_sent_again(faulty: tuple[Client, Faults]) -> None:
+    client, faults = faulty
+    faults.errors["BulkIngestTracklets"].append(DeadlineExceededError("silent", reason="STREAM_IDLE"))
+    results = list(client.bulk_ingest(make(i) for i in range(5)))
+    assert [result.HasField("tracklet") for result in results] == [True] * 5
+    assert len(faults.requests("BulkIngestTracklets")) == 2
+
+
 def test_a_broken_stream_is_resumed_and_nothing_is_stored_twice(faulty: tuple[Client, Faults]) -> None:
     client, faults = faulty
     faults.break_after = 3
