@@ -75,6 +75,6 @@ def _info(loaded: Loaded) -> v1.ModelInfo:
         metric=convert.METRICS[manifest.metric],
         mask_blocks=loaded.backend.spec.mask_blocks,
         bundle_name=manifest.name,
-        calibrated=False,  # hits carry no decision yet, whatever the bundle holds
+        calibrated=manifest.calibration is not None,
         precision=loaded.backend.precision,
     )

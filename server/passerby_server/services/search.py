@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from passerby import names
-from passerby.errors import FailedPreconditionError, InvalidArgumentError
+from passerby.errors import InvalidArgumentError
 from passerby.v1 import search_service_pb2 as v1
 from passerby.v1 import search_service_pb2_grpc as v1_grpc
 
-from passerby_server import convert
+from passerby_server import convert, decision
 from passerby_server.gallery.types import GalleryRecord, Rerank, SearchQuery, TrackletFilter
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Runtime, check_fingerprint, deadline_of
@@ -37,9 +37,12 @@ class SearchService(v1_grpc.SearchServiceServicer):
     async def SearchTracklets(  # noqa: N802
         self, request: v1.SearchTrackletsRequest, context: Context
     ) -> v1.SearchTrackletsResponse:
-        galleries = self._runtime.loaded.galleries
+        loaded = self._runtime.loaded
+        galleries = loaded.galleries
         gallery_id, hits, options, filter = self._options(request)
         gallery = await self._runtime.reading(galleries.get_gallery, gallery_id)
+        rate = request.false_match_rate if request.HasField("false_match_rate") else None
+        thresholds = decision.thresholds(loaded.bundle.manifest, gallery.space.fingerprint, rate)
         query = await self._query(request, gallery, context)
         if request.exclude_query_camera:
             filter = dataclasses.replace(filter, exclude_camera_ids=filter.exclude_camera_ids | {query.camera_id})
@@ -58,7 +61,7 @@ class SearchService(v1_grpc.SearchServiceServicer):
             ),
         )
         return v1.SearchTrackletsResponse(
-            hits=[convert.hit_message(hit) for hit in found],
+            hits=[convert.hit_message(hit, thresholds) for hit in found],
             model_fingerprint=gallery.space.fingerprint,
             reranked=options is not None,
             metric=convert.METRICS[gallery.space.metric],
@@ -79,11 +82,6 @@ class SearchService(v1_grpc.SearchServiceServicer):
         if request.HasField("false_match_rate") and not 0 < request.false_match_rate < 1:
             problems.add("false_match_rate", f"{request.false_match_rate} is not between 0 and 1")
         problems.check()
-        if request.HasField("false_match_rate"):
-            raise FailedPreconditionError(
-                "the model carries no calibration, so hits get no decision; leave false_match_rate unset",
-                reason="NOT_CALIBRATED",
-            )
         return gallery_id, hits, options, filter
 
     async def _query(self, request: v1.SearchTrackletsRequest, gallery: GalleryRecord, context: Context) -> _Query:
