@@ -25,6 +25,10 @@ COMMANDS: Mapping[str, Entry] = {
     "bundle": Entry("passerby_export.cli:bundle", "Wrap, show and verify model bundles.", "export"),
     "train": Entry("passerby_export.train:train_command", "Train an encoder.", "train"),
     "export": Entry("passerby_export.cli:export", "Export a trained encoder as a bundle.", "export"),
+    "data": Entry("passerby_model.datasets.cli:app", "Check a data set before training on it."),
+    "attention": Entry(
+        "passerby_model.attention_cli:attention", "Check a model's attention masks against a street.", "server"
+    ),
     "street": Entry("passerby_model.street.cli:street", "Write a synthetic street: drawn people, cameras.", "street"),
 }
 

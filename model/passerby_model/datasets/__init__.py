@@ -1,10 +1,10 @@
 """Data sets of tracklets: what is where on disk, without opening an image (no torch, no decoding).
 
-    read(path)          -> TrackletDataset                 every tracklet, one format's module each
-    read_splits(path)   -> tuple[EvaluationSplit, ...]     who is trained on, asked for and looked through
-    check(path)         -> CheckReport                     counts, and what is wrong with the files
+    read(path)             -> TrackletDataset              every tracklet
+    read_splits(path)      -> tuple[EvaluationSplit, ...]  who is trained on, asked for and looked through
+    checking.check(path)   -> CheckReport                  counts, and what is wrong with the files
 
-Nine formats, one module each, which `layouts.py` lists. Every listing is sorted, so that results never depend on the
+Eight formats, one module each, which `layouts.py` lists. Every listing is sorted, so that results never depend on the
 file system. What a set brings along (names, tables, JSON, pickles) is untrusted: it is bounded and checked, and what
 is wrong is an InvalidArgumentError that names the path.
 """

@@ -50,6 +50,11 @@ def images(folder: Path) -> list[Path]:
     return [Path(entry.path) for entry in entries if is_image(entry.name)]
 
 
+def image_names(folder: Path) -> list[str]:
+    """Names of the image files of a folder, sorted, whatever else is in it. Raises NotFoundError."""
+    return [entry.name for entry in _entries(folder) if is_image(entry.name)]
+
+
 def is_image(name: str) -> bool:
     """By its suffix. A file with two suffixes, such as `0001.mask.png`, is a sidecar of a frame and not a frame."""
     stem, suffix = os.path.splitext(name)

@@ -8,13 +8,16 @@ from typing import Protocol, get_args
 
 from passerby.errors import InvalidArgumentError, NotFoundError
 
-from passerby_model.datasets import mars, mars_tables, plain
+from passerby_model.datasets import duke, ilids, manifest, mars, plain, prid, rtf, street
 from passerby_model.datasets.files import shown
 from passerby_model.datasets.tracklets import EvaluationSplit, Format, KnownFormat, Part, Tracklet
 
 
 class Layout(Protocol):
     """What each format's module offers. Errors as `reading.read` names them."""
+
+    def sign(self, root: Path) -> str:
+        """What at `root` speaks for this format; empty when nothing does."""
 
     def tracklets(self, root: Path, part: Part) -> Iterable[Tracklet]:
         """Tracklets of a part, in any order."""
@@ -23,7 +26,16 @@ class Layout(Protocol):
         """Who is trained on, asked for and looked through."""
 
 
-LAYOUTS: Mapping[KnownFormat, Layout] = {"mars": mars, "plain": plain}
+LAYOUTS: Mapping[KnownFormat, Layout] = {
+    "mars": mars,
+    "duke": duke,
+    "ilids": ilids,
+    "prid": prid,
+    "rtf": rtf,
+    "plain": plain,
+    "manifest": manifest,
+    "street": street,
+}
 
 
 def detect(root: Path, format: Format = "auto") -> KnownFormat:
@@ -35,24 +47,19 @@ def detect(root: Path, format: Format = "auto") -> KnownFormat:
     """
     if format not in get_args(Format):
         raise InvalidArgumentError(f"format is one of {', '.join(get_args(Format))}; got {format!r}")
-    if not root.is_dir():
-        raise NotFoundError(f"{shown(root)}: " + ("not a folder" if root.exists() else "no such folder"))
+    is_manifest = root.suffix.lower() in manifest.SUFFIXES and root.is_file()
+    if is_manifest and format in ("auto", "manifest"):
+        return "manifest"
+    if format == "manifest" or not root.is_dir():
+        wanted = "manifest (.csv or .parquet)" if format == "manifest" else "folder"
+        raise NotFoundError(f"{shown(root)}: " + (f"not a {wanted}" if root.exists() else f"no such {wanted}"))
     if format != "auto":
         return format
-    signs = _signs(root)
+    signs = {name: sign for name, layout in LAYOUTS.items() if (sign := layout.sign(root))}
     if len(signs) > 1:
         listed = " and ".join(f"{sign} ({name})" for name, sign in signs.items())
         raise InvalidArgumentError(
-            f"{shown(root)}: has the signs of {len(signs)} formats: {listed}; name the right one as format",
+            f"{shown(root)}: has the signs of {len(signs)} formats: {listed}; say which it is with the format",
             reason="DATASET_AMBIGUOUS",
         )
     return next(iter(signs), "plain")
-
-
-def _signs(root: Path) -> dict[KnownFormat, str]:
-    """What speaks for each format at `root`."""
-    found: dict[KnownFormat, str] = {}
-    halves = [name for name in ("bbox_train", "bbox_test") if (root / name).is_dir()]
-    if halves or mars_tables.folder_of(root) is not None:
-        found["mars"] = halves[0] if halves else "tracks_*_info.mat"
-    return found

@@ -24,6 +24,12 @@ from passerby_model.datasets.plain import HALVES, present
 from passerby_model.datasets.tracklets import EvaluationSplit, Part, Tracklet, people
 
 
+def sign(root: Path) -> str:
+    """One of the folders of images, or the tables."""
+    folder = next((name for name in ("bbox_train", "bbox_test") if (root / name).is_dir()), "")
+    return folder or ("tracks_*_info.mat" if mars_tables.folder_of(root) is not None else "")
+
+
 def tracklets(root: Path, part: Part) -> Iterator[Tracklet]:
     """Tracklets of one half, or of both. Raises: see `reading.read`."""
     wanted = [root / f"bbox_{half}" for half in HALVES[part]]

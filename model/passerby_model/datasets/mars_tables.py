@@ -24,12 +24,14 @@ from passerby.errors import NotFoundError
 
 from passerby_model.datasets.files import MAX_TABLE_BYTES, broken, read_bytes, shown
 from passerby_model.datasets.matlab import read_matrix
+from passerby_model.datasets.table import read_csv
 from passerby_model.datasets.tracklets import DISTRACTOR_IDENTITY, JUNK_IDENTITY, EvaluationSplit, Tracklet, people
 
 Half = Literal["train", "test"]
 
 FRAME = re.compile(r"(?P<tracklet>(?P<identity>\d{4}|00-1)C(?P<camera>\d)T\d{4})F(?P<frame>\d{3,})\.\w+", re.ASCII)
 ATTRIBUTES = "mars_attributes.csv"
+_ATTRIBUTE_KEYS = ("person-id", "camera", "tracklet")
 _TRACKS = {half: f"tracks_{half}_info.mat" for half in ("train", "test")}
 
 
@@ -153,15 +155,14 @@ def _attributes(tables: Path) -> dict[str, dict[str, str]]:
     path = tables / ATTRIBUTES
     if not path.is_file():
         return {}
-    from passerby_model.datasets.table import read_csv
-
     found = {}
-    for number, row in enumerate(read_csv(path, ("person-id", "camera", "tracklet")), start=2):
+    for number, row in enumerate(read_csv(path, _ATTRIBUTE_KEYS), start=2):
         try:
-            name = f"{int(row.pop('person-id')):04d}C{int(row.pop('camera'))}T{int(row.pop('tracklet')):04d}"
+            person, camera, track = (int(str(row.pop(column))) for column in _ATTRIBUTE_KEYS)
         except ValueError as error:
             raise broken(path, f"line {number}: person-id, camera and tracklet are numbers: {error}") from error
+        name = f"{person:04d}C{camera}T{track:04d}"
         if name in found:
             raise broken(path, f"line {number}: {name} is there twice")
-        found[name] = row
+        found[name] = {column: str(value) for column, value in row.items()}
     return found

@@ -19,6 +19,11 @@ from passerby_model.datasets.tracklets import EvaluationSplit, Part, Tracklet
 HALVES: dict[Part, tuple[str, ...]] = {"train": ("train",), "test": ("test",), "all": ("train", "test")}
 
 
+def sign(root: Path) -> str:
+    """None: what has no other format's sign is plain."""
+    return ""
+
+
 def tracklets(root: Path, part: Part) -> Iterator[Tracklet]:
     """Tracklets of one half, or of all. Raises: see `reading.read`."""
     for half in present(root, roots(root, part), part):
