@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -117,7 +118,8 @@ def index(
         times: by `Tracklet.key`, where known.
         readers: threads that read frames ahead.
         max_in_flight: tracklets sent and not yet acknowledged.
-        on_progress: called with the report so far whenever a tracklet is settled.
+        on_progress: called with the report so far whenever a tracklet is settled; never twice at the same time, though
+            not always in the caller's thread.
 
     Raises:
         NotFoundError: no such gallery.
@@ -145,7 +147,11 @@ def index(
 
 
 class _Run:
-    """One run of `index`; its report is up to date at any time, also after an error."""
+    """One run of `index`; its report is up to date at any time, also after an error.
+
+    The caller's thread and the client's feeder thread both settle tracklets: the report is changed and shown by one
+    thread at a time (`_changing`).
+    """
 
     def __init__(
         self,
@@ -168,6 +174,7 @@ class _Run:
         self._max_in_flight = max_in_flight
         self._on_progress = on_progress
         self._start = time.monotonic()
+        self._lock = threading.Lock()
 
     def all(
         self, dataset: Iterable[Tracklet], journal: Journal | None, pool: ThreadPoolExecutor, *, ahead: int
@@ -185,9 +192,10 @@ class _Run:
         again: list[_Job] = []
 
         def requests() -> Iterator[tracklet_service_pb2.IngestTrackletRequest]:
-            # Runs in the client's feeder thread; what it settles is only appended here, and counted below.
+            # Runs in the client's feeder thread.
             for read in _ahead(pool, self._read, self._wanted(jobs, journal), ahead):
-                self.report.unreadable.extend(read.unreadable)
+                with self._changing() as report:
+                    report.unreadable.extend(read.unreadable)
                 if read.request is None:
                     self._fail(read.job, "not one of its frames can be read")
                 elif read.request.request_id in sent:
@@ -199,22 +207,20 @@ class _Run:
         for result in self._client.bulk_ingest(requests(), max_in_flight=self._max_in_flight):
             job = sent.pop(result.request_id)
             if result.HasField("tracklet"):
-                self.report.stored += 1
-                self.report.frames += result.tracklet.frame_count
                 if journal is not None:
                     journal.add(job.source, result.tracklet.name)
+                with self._changing(settled=True) as report:
+                    report.stored += 1
+                    report.frames += result.tracklet.frame_count
             elif (repaired := self._repair(job, from_status(result.status))) is not None:
                 again.append(repaired)
-                continue
-            self._settled()
-        self._settled()  # what only the feeder thread has seen fail
         return again
 
     def _wanted(self, jobs: Iterable[_Job], journal: Journal | None) -> Iterator[_Job]:
         for job in jobs:
             if journal is not None and job.source in journal:
-                self.report.already += 1
-                self._settled()
+                with self._changing(settled=True) as report:
+                    report.already += 1
             else:
                 yield job
 
@@ -260,7 +266,8 @@ class _Run:
             if isinstance(error, InvalidArgumentError) and (match := _FRAME_FIELD.fullmatch(violation.field))
         }
         bad = {number: why for number, why in named.items() if number < len(job.frames)}
-        self.report.unreadable.extend(UnreadableFrame(job.frames[number], bad[number]) for number in sorted(bad))
+        with self._changing() as report:
+            report.unreadable.extend(UnreadableFrame(job.frames[number], bad[number]) for number in sorted(bad))
         good = tuple(path for number, path in enumerate(job.frames) if number not in bad)
         if not bad:
             self._fail(job, error.message)
@@ -269,11 +276,17 @@ class _Run:
         return replace(job, frames=good) if bad and good else None
 
     def _fail(self, job: _Job, error: str) -> None:
-        self.report.failed.append(Failure(job.tracklet.key, error))
+        with self._changing(settled=True) as report:
+            report.failed.append(Failure(job.tracklet.key, error))
 
-    def _settled(self) -> None:
-        self.report.seconds = time.monotonic() - self._start
-        self._on_progress(self.report)
+    @contextmanager
+    def _changing(self, *, settled: bool = False) -> Iterator[IndexReport]:
+        """The report, for this thread alone; shown once the block ends when that has `settled` a tracklet."""
+        with self._lock:
+            yield self.report
+            self.report.seconds = time.monotonic() - self._start
+            if settled:
+                self._on_progress(self.report)
 
 
 def stored_id(tracklet: Tracklet, prefix: str = "") -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC
@@ -24,6 +25,7 @@ from passerby_model.street import StreetConfig
 from passerby_model.street.writer import write
 
 from tests.clients.faulty import faulty_server
+from tests.indexer.conftest import picture
 
 
 def stored(client: Client, gallery: str) -> dict[str, int]:
@@ -145,6 +147,30 @@ def test_times_of_a_street_are_stored(client: Client, gallery: str, tmp_path: Pa
         start, end = found.times[tracklet.labels["source"]]
         assert abs((tracklet.start_time.ToDatetime(tzinfo=UTC) - start).total_seconds()) < 0.001
         assert abs((tracklet.end_time.ToDatetime(tzinfo=UTC) - end).total_seconds()) < 0.001
+
+
+def test_progress_is_shown_by_one_thread_at_a_time(tmp_path: Path) -> None:
+    for number in range(20):
+        for camera, content in (("1", picture(number)), ("2", b"")):  # the second: settled by the thread that reads
+            place = tmp_path / f"data/{number:02d}/{camera}/t1"
+            place.mkdir(parents=True)
+            (place / "0.jpg").write_bytes(content)
+    threads, counts, showing = set(), [], threading.Lock()
+
+    def show(report: IndexReport) -> None:
+        assert showing.acquire(blocking=False), "two threads at the same time"
+        before = report.done
+        time.sleep(0.005)
+        assert report.done == before
+        threads.add(threading.get_ident())
+        counts.append(report.done)
+        showing.release()
+
+    with faulty_server() as (address, _), Client(address) as client:
+        report = index(client, "g", scan(tmp_path / "data").tracklets, on_progress=show)
+    assert (report.stored, len(report.failed)) == (20, 20)
+    assert counts == list(range(1, 41))
+    assert len(threads) == 2
 
 
 def test_no_gallery(client: Client, folder: Path) -> None:
