@@ -1,19 +1,16 @@
-"""Distances, CMC and mAP of person re-identification (numpy only).
+"""CMC and mAP of person re-identification (numpy only).
 
 Source of `evaluate`: jiyanggao/Video-Person-ReID `tools/eval_metrics.py` (the Market-1501 protocol, also torchreid's
 `eval_market1501`): gallery items with the query's identity *and* camera are left out, queries without a match are
 skipped. The trapezoid average precision is that of the official MARS evaluation (liangzheng06/MARS-evaluation,
 `compute_AP.m`). Differs from both in one thing: ties are ranked in gallery order, so that a result can be repeated.
 
-The order is that of the float32 distances, and the last bits of a matrix product depend on the shape of its factors.
-So large products are always taken by the same tiles, whose height follows from the gallery's size alone:
-`evaluate_descriptors` ranks the very distances that `squared_euclidean` and `cosine_distance` give for the whole
-matrix, whatever the size of its blocks.
+The order is that of the float32 distances. `evaluate_descriptors` ranks the very numbers that `squared_euclidean` and
+`cosine_distance` give for the whole matrix (see `distances`), whatever the size of its blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,23 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import InvalidArgumentError
 
+from passerby_model.distances import DistancesTo, Metric, check_finite, check_widths, tiles
+from passerby_model.distances import cosine_distance as cosine_distance  # part of this module's face
+from passerby_model.distances import squared_euclidean as squared_euclidean
+from passerby_model.distances import unit_rows as unit_rows
+
 JUNK_IDENTITY = -1
 """Identity of gallery items that count neither as right nor as wrong (MARS, Market-1501)."""
-
-TILE_BYTES = 64 << 20
-"""What a tile of distances (rows x gallery, float32) should stay below."""
-
-TILE_ROWS = (64, 512)
-"""Least and most rows of a tile: fewer waste a matrix product's time on packing the gallery, more gain nothing."""
 
 BLOCK_ROWS = 64
 """Queries ranked at a time: the scratch copy of their distances fits a second-level cache up to 8,000 items."""
 
-PAIRS = 256
-"""Pairs of descriptors compared at a time: at 2,048 values each 4 MiB."""
-
 AveragePrecision = Literal["plain", "trapezoid"]
-Metric = Literal["squared_euclidean", "cosine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,140 +49,6 @@ class RankingResult:
     average_precision: NDArray[np.float64]
     first_match: NDArray[np.int64]
     valid_queries: int
-
-
-def squared_euclidean(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Squared Euclidean distances.
-
-    Computed as |a|^2 + |b|^2 - 2ab after moving both by the mean of `b`: the distance does not change, but far less
-    is lost where the large terms cancel, since descriptors after a ReLU all lie to one side of the origin.
-
-    Args:
-        a: float32 (Q, D).
-        b: float32 (G, D). The very object `a`: one symmetric product, in half the time.
-
-    Returns:
-        float32 (Q, G), >= 0.
-
-    Raises:
-        InvalidArgumentError: not two matrices of equal width.
-    """
-    return _all_distances(a, b, "squared_euclidean")
-
-
-def cosine_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Cosine distances, 1 - cos(a, b); a zero vector is at distance 1 from everything.
-
-    Args:
-        a: float32 (Q, D).
-        b: float32 (G, D). The very object `a`: one symmetric product, in half the time.
-
-    Returns:
-        float32 (Q, G) in [0, 2].
-
-    Raises:
-        InvalidArgumentError: not two matrices of equal width.
-    """
-    return _all_distances(a, b, "cosine")
-
-
-def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`rows` (R, D) scaled to length 1; zero rows stay zero. float32 (R, D), norms taken in float64."""
-    norms = np.sqrt(np.einsum("rd,rd->r", rows, rows, dtype=np.float64))
-    norms = np.where(norms > 0.0, norms, 1.0)[:, None]
-    return np.divide(rows, norms, out=np.empty(rows.shape, np.float32), casting="same_kind")
-
-
-class DistancesTo:
-    """Distances to a fixed set of descriptors, a few rows at a time: what is done once for the set is kept."""
-
-    def __init__(self, descriptors: NDArray[np.float32], metric: Metric) -> None:
-        """Keeps a moved or scaled copy of `descriptors`, float32 (G, D).
-
-        Raises:
-            InvalidArgumentError: no matrix, or an unknown metric.
-        """
-        if metric not in ("squared_euclidean", "cosine"):
-            raise InvalidArgumentError(f"unknown metric {metric!r}: use squared_euclidean or cosine")
-        if descriptors.ndim != 2:
-            raise InvalidArgumentError(f"expected (G, D) descriptors, got shape {descriptors.shape}")
-        descriptors = np.asarray(descriptors, np.float32)
-        self.metric = metric
-        self._centre = np.zeros(descriptors.shape[1], np.float32)
-        if metric == "squared_euclidean" and len(descriptors):
-            self._centre = descriptors.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._own = self._prepare(descriptors)
-        self._squares = np.einsum("gd,gd->g", self._own, self._own)
-
-    def __len__(self) -> int:
-        return len(self._own)
-
-    def bound(self) -> float:
-        """What no distance among the set exceeds; above 0."""
-        if self.metric == "cosine":
-            return 2.0
-        return float(4.0 * self._squares.max(initial=0.0)) * (1.0 + 1e-3) or 1.0  # twice the longest, and rounding
-
-    def _prepare(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-        return unit_rows(descriptors) if self.metric == "cosine" else descriptors - self._centre
-
-    def of(self, rows: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Distances of descriptors `rows`, float32 (R, D), to all: float32 (R, G), written to `out` where given."""
-        return self._product(self._prepare(rows), self._own, self._squares, out)
-
-    def among(self, rows: slice, out: NDArray[np.float32] | None = None, first: int = 0) -> NDArray[np.float32]:
-        """Distances of some of the set itself to those from number `first` on: float32 (R, G - first)."""
-        return self._product(self._own[rows], self._own[first:], self._squares[first:], out)
-
-    def pairs(self, rows: NDArray[np.integer], columns: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Distances of pairs of the set: of numbers rows[i] and columns[i], float32 (P,)."""
-        distances = np.empty(len(rows), np.float32)
-        for start in range(0, len(rows), PAIRS):
-            part = slice(start, start + PAIRS)
-            left, right = self._own[rows[part]], self._own[columns[part]]
-            if self.metric == "squared_euclidean":
-                left -= right
-                distances[part] = np.einsum("pd,pd->p", left, left)
-            else:
-                distances[part] = 1.0 - np.einsum("pd,pd->p", left, right)
-        return np.maximum(distances, 0.0, out=distances)
-
-    def _product(
-        self,
-        rows: NDArray[np.float32],
-        own: NDArray[np.float32],
-        squares: NDArray[np.float32],
-        out: NDArray[np.float32] | None,
-    ) -> NDArray[np.float32]:
-        distances: NDArray[np.float32] = np.matmul(rows, own.T, out=out)
-        if self.metric == "cosine":
-            np.subtract(np.float32(1.0), distances, out=distances)
-            return np.clip(distances, 0.0, 2.0, out=distances)
-        distances *= -2.0
-        distances += np.einsum("qd,qd->q", rows, rows)[:, None]
-        distances += squares[None, :]
-        return np.maximum(distances, 0.0, out=distances)
-
-
-def tiles(rows: int, columns: int) -> Iterator[slice]:
-    """Rows 0..rows-1 in slices for tiles of distances to `columns` items: how large products are always cut."""
-    least, most = TILE_ROWS
-    fitting = max(1, TILE_BYTES // (4 * max(1, columns)))
-    height = min(max(1 << (fitting.bit_length() - 1), least), most)
-    for start in range(0, rows, height):
-        yield slice(start, min(start + height, rows))
-
-
-def _all_distances(a: NDArray[np.float32], b: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
-    _check_widths(a, b)
-    to_b = DistancesTo(b, metric)
-    if a is b:
-        return to_b.among(slice(None))
-    a = np.asarray(a, np.float32)
-    distances = np.empty((len(a), len(b)), np.float32)
-    for rows in tiles(len(a), len(b)):
-        to_b.of(a[rows], out=distances[rows])
-    return distances
 
 
 def evaluate(
@@ -250,7 +108,7 @@ def evaluate_descriptors(
     """`evaluate` without the distance matrix: at no time more than a tile of it is there.
 
     The result equals `evaluate(squared_euclidean(query, gallery), ...)`, or of `cosine_distance`, to the last bit
-    (see the head of this module; there, too, for two arrays that are not one object). Memory beside the descriptors:
+    (where query and gallery are not one object, for then those take another way). Memory beside the descriptors:
     a copy of the gallery, a tile of distances (64 MiB, or 64 rows of a gallery beyond 262,144 items), a block.
 
     Args:
@@ -267,7 +125,7 @@ def evaluate_descriptors(
         InvalidArgumentError: shapes disagree, an unknown metric, an option out of range, a descriptor that is not
             finite, or no query has a match.
     """
-    _check_widths(query, gallery)
+    check_widths(query, gallery)
     shape = (len(query), len(gallery))
     _check_labels(shape, query_ids, gallery_ids, query_cameras, gallery_cameras)
     _check_options(max_rank, average_precision)
@@ -390,18 +248,6 @@ def _result(
         first_match=first_match,
         valid_queries=int(valid.sum()),
     )
-
-
-def check_finite(descriptors: NDArray[np.float32], name: str) -> None:
-    """Raises InvalidArgumentError where `descriptors` (R, D) hold NaN or an infinity, naming the first such row."""
-    if descriptors.size and not np.isfinite([descriptors.min(), descriptors.max()]).all():
-        row = int(np.flatnonzero(~np.isfinite(descriptors).all(axis=1))[0])
-        raise InvalidArgumentError(f"{name} descriptor {row} holds a value that is not finite")
-
-
-def _check_widths(a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise InvalidArgumentError(f"expected (Q, D) and (G, D) descriptors, got shapes {a.shape} and {b.shape}")
 
 
 def _check_labels(

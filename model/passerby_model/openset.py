@@ -33,7 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import InvalidArgumentError
 
-from passerby_model.metrics import BLOCK_ROWS, JUNK_IDENTITY, DistancesTo, Metric, check_finite, tiles
+from passerby_model.distances import DistancesTo, Metric, check_finite, tiles
+from passerby_model.metrics import BLOCK_ROWS, JUNK_IDENTITY
 
 RATES = (1e-2, 1e-3, 1e-4)
 """False-match rates at which re-identification is usually asked for."""
@@ -106,7 +107,7 @@ def open_set(
 ) -> OpenSetResult:
     """Compares every tracklet with every other, once.
 
-    Memory beside the descriptors: two copies of them, a tile of distances (see `metrics.tiles`), 4 bytes for each
+    Memory beside the descriptors: two copies of them, a tile of distances (see `distances.tiles`), 4 bytes for each
     genuine pair, and at most 16 bytes for each of the nearest impostor pairs that the largest rate asks for.
 
     Args:

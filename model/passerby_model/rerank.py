@@ -25,16 +25,22 @@ import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import InvalidArgumentError
 
-from passerby_model.metrics import DistancesTo, Metric, check_finite, cosine_distance, squared_euclidean, tiles
+from passerby_model.distances import (
+    DistancesTo,
+    Metric,
+    check_finite,
+    check_widths,
+    cosine_distance,
+    squared_euclidean,
+    tiles,
+)
+from passerby_model.neighbours import nearest_among, nearest_columns, where
 
 BLOCK_ELEMENTS = 1 << 22
 """Elements of the dense scratch matrices (rows x M): 4 Mi, 16 MiB as float32, about what a shared cache holds."""
 
-GROUP = 32
-"""Distances whose least is taken first when the nearest are looked for."""
-
 PairDistances = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
-"""Distances of step 1 of pairs (row items, column items)."""
+"""Distances of step 1 of pairs: of items (P,) to items (P,)."""
 
 OVERLAP = 2.0 / 3.0
 """Share of a neighbour's reciprocal set that has to be in R(i) for it to be merged (section 3.2, equation 5)."""
@@ -127,7 +133,7 @@ def k_reciprocal_blocks(
         k1: neighbours in the reciprocal set, >= 1.
         k2: neighbours in the query expansion, in [1, k1].
         original_weight: share of the original distance in the result, in [0, 1].
-        block_rows: most queries in a block, >= 1; by default what fits a tile (`metrics.tiles`). No effect on values.
+        block_rows: most queries in a block, >= 1; by default what fits a tile (`distances.tiles`). No effect on values.
 
     Yields:
         (rows, float32 (len(rows), G) in [0, 1]), lower is nearer; the rows of all blocks are 0..Q-1 in order.
@@ -139,22 +145,22 @@ def k_reciprocal_blocks(
     check_options(k1, k2, original_weight)
     if block_rows is not None and block_rows < 1:
         raise InvalidArgumentError(f"block_rows must be at least 1, not {block_rows}")
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise InvalidArgumentError(f"expected (Q, D) and (G, D) descriptors, got {query.shape} and {gallery.shape}")
+    check_widths(query, gallery)
     check_finite(query, "query")
     check_finite(gallery, "gallery")
     queries, items = len(query), len(query) + len(gallery)
     if not len(query) or not len(gallery):
         return
     among = DistancesTo(np.concatenate([query, gallery]), metric)
-    nearest, largest = _neighbours(among, k1 + 1)
-    encoding = _encode(nearest, k1, lambda rows, columns: among.pairs(rows, columns) / largest[rows])
+    neighbours = nearest_among(among, k1 + 1)
+    scale = np.where(neighbours.farthest > 0.0, neighbours.farthest, np.float32(1.0)).astype(np.float32)
+    encoding = _encode(neighbours.items, k1, lambda a, b: neighbours.pairs(among, a, b) / scale[a])
     if k2 > 1:
-        encoding = _expand(encoding, nearest[:, :k2])
+        encoding = _expand(encoding, neighbours.items[:, :k2])
     inverted = encoding.transposed()
     for tile in tiles(queries, items):
         distances = among.among(tile)
-        distances /= largest[tile, None]
+        distances /= scale[tile, None]
         for start in range(tile.start, tile.stop, block_rows or items):
             rows = slice(start, min(start + (block_rows or items), tile.stop))
             block = distances[rows.start - tile.start : rows.stop - tile.start]
@@ -224,9 +230,8 @@ def rerank_squared(
         return np.zeros((query_count, squared.shape[0] - query_count), np.float32)
     largest = squared.max(axis=1, keepdims=True)
     distances = np.divide(squared, np.where(largest > 0.0, largest, 1.0), out=squared)  # step 1
-    nearest = np.concatenate(
-        [_nearest(distances[block[0] : block[-1] + 1], k1 + 1) for block in _blocks(len(distances))]
-    )
+    blocks = _blocks(len(distances), len(distances))
+    nearest = np.concatenate([nearest_columns(distances[block[0] : block[-1] + 1], k1 + 1) for block in blocks])
     encoding = _encode(nearest, k1, lambda rows, columns: distances[rows, columns])
     if k2 > 1:
         encoding = _expand(encoding, nearest[:, :k2])
@@ -288,51 +293,19 @@ class _RowCollector:
         return _SparseRows(starts, np.concatenate(self._columns), np.concatenate(self._values))
 
 
-def _blocks(items: int) -> list[NDArray[np.int64]]:
-    """Row numbers 0..items-1 in blocks whose dense (rows, items) form stays within BLOCK_ELEMENTS."""
-    height = max(1, BLOCK_ELEMENTS // items)
+def _blocks(items: int, width: int) -> list[NDArray[np.int64]]:
+    """Row numbers 0..items-1 in blocks whose dense (rows, width) form stays within BLOCK_ELEMENTS."""
+    height = max(1, BLOCK_ELEMENTS // width)
     return [np.arange(start, min(start + height, items)) for start in range(0, items, height)]
-
-
-def _neighbours(among: DistancesTo, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Step 1 without its matrix: int32 (M, min(count, M)) nearest items, and float32 (M,) row maxima, above 0."""
-    items = len(among)
-    nearest = np.empty((items, min(count, items)), np.int32)
-    largest = np.empty(items, np.float32)
-    for rows in tiles(items, items):
-        distances = among.among(rows)
-        distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = 0.0
-        largest[rows] = distances.max(axis=1)
-        nearest[rows] = _nearest(distances, count)
-    return nearest, np.where(largest > 0.0, largest, np.float32(1.0))
-
-
-def _nearest(distances: NDArray[np.float32], count: int) -> NDArray[np.int32]:
-    """The `count` nearest columns of each row (B, M), int32 (B, min(count, M)), ascending, ties in column order."""
-    rows, items = distances.shape
-    count = min(count, items)
-    group = min(GROUP, items // count)
-    width = items // group
-    # Of `width` groups, `count` have a least distance within the bound: so no row has fewer than `count` within it.
-    least = distances[:, : width * group].reshape(rows, group, width).min(axis=1)
-    bound = np.partition(least, count - 1, axis=1)[:, count - 1, None]
-    row, column = np.nonzero(distances <= bound)
-    lengths = np.bincount(row, minlength=rows)
-    slot = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    # A non-negative float's bits rank as the float does; below them the column, which decides a tie.
-    bits = (distances[row, column] + np.float32(0.0)).view(np.uint32).astype(np.uint64)
-    keys = np.full((rows, lengths.max()), np.iinfo(np.uint64).max)
-    keys[row, slot] = bits << np.uint64(32) | column.astype(np.uint64)
-    keys.sort(axis=1)
-    return keys[:, :count].astype(np.uint32).astype(np.int32)
 
 
 def _encode(nearest: NDArray[np.int32], k1: int, distances_of: PairDistances) -> _SparseRows:
     """Steps 2 and 3: V, the k-reciprocal encoding of every item."""
     half = nearest[:, : round(k1 / 2) + 1]  # round() is half-to-even, as np.around in the public code
-    half_mutual = np.concatenate([_mutual(half, block) for block in _blocks(len(half))])
+    blocks = _blocks(len(nearest), max(len(nearest), nearest.shape[1] ** 2))
+    half_mutual = np.concatenate([_mutual(half, block) for block in blocks])
     collector = _RowCollector()
-    for block in _blocks(len(nearest)):
+    for block in blocks:
         neighbours = nearest[block]  # (B, k1 + 1)
         mutual = _mutual(nearest, block)  # (B, k1 + 1)
         rows = np.arange(len(block))
@@ -344,7 +317,7 @@ def _encode(nearest: NDArray[np.int32], k1: int, distances_of: PairDistances) ->
         merged = mutual & (overlap > OVERLAP * candidate_mutual.sum(axis=2))
         owner, slot, entry = np.nonzero(merged[:, :, None] & candidate_mutual)
         member[owner, candidate[owner, slot, entry]] = True
-        owner, columns = np.nonzero(member)
+        owner, columns = where(member)
         weights = np.exp(-distances_of(block[owner], columns))
         collector.add(len(block), owner, columns, weights / np.bincount(owner, weights)[owner])
     return collector.finish()
@@ -361,7 +334,7 @@ def _expand(encoding: _SparseRows, nearest: NDArray[np.int32]) -> _SparseRows:
     """Step 4: the mean of the encodings of each item's k2 nearest (M, k2)."""
     items, k2 = nearest.shape
     collector = _RowCollector()
-    for block in _blocks(items):
+    for block in _blocks(items, items):
         owner, columns, values = encoding.take(nearest[block].ravel())
         keys = owner // k2 * items + columns
         order = np.argsort(keys, kind="stable")
@@ -384,12 +357,12 @@ def _mixed(
 
     Rows of V sum to 1, so the sum of maxima is 2 minus the sum of minima.
     """
-    rows, items = distances.shape
-    minima = np.empty((rows, items))
-    for row in range(rows):
+    mixed = np.empty((len(distances), distances.shape[1] - query_count), np.float32)
+    for row in range(len(distances)):
         own = slice(encoding.starts[first + row], encoding.starts[first + row + 1])
         owner, others, values = inverted.take(encoding.columns[own])
-        minima[row] = np.bincount(others, np.minimum(values, encoding.values[own][owner]), minlength=items)
-    minima = minima[:, query_count:]
-    jaccard = np.maximum(1.0 - minima / (2.0 - minima), 0.0).astype(np.float32)  # rounding may leave -1e-8
-    return jaccard * np.float32(1.0 - original_weight) + distances[:, query_count:] * np.float32(original_weight)
+        shared = np.minimum(values, encoding.values[own][owner])
+        minima = np.bincount(others, shared, minlength=distances.shape[1])[query_count:]
+        jaccard = np.maximum(1.0 - minima / (2.0 - minima), 0.0)  # rounding may leave -1e-8
+        mixed[row] = jaccard * (1.0 - original_weight) + distances[row, query_count:] * original_weight
+    return mixed
