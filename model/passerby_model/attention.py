@@ -1,6 +1,6 @@
 """Spatial attention that can be checked: COSAM's masks against the known silhouettes of the synthetic street.
 
-Numpy and Pillow only. Nothing here supervises a mask: COSAM learns them from identities alone (Subramaniam et al.,
+Numpy only. Nothing here supervises a mask: COSAM learns them from identities alone (Subramaniam et al.,
 ICCV 2019, section 3.2), and this says where they ended up.
 
     mask (h, w) in [0, 1] -> upsampled to the frame -> every pixel is a score for "belongs to the person"
@@ -13,19 +13,18 @@ scaling keeps the order of a frame's pixels: they judge what the pictures of `at
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from passerby.errors import InvalidArgumentError, NotFoundError
-from PIL import Image, UnidentifiedImageError
+from passerby.errors import InvalidArgumentError
 
-from passerby_model import datasets, preprocess, snippets
+from passerby_model import preprocess, snippets
 from passerby_model.datasets import Tracklet
+from passerby_model.street_labels import PERSON, Street
 
 Masks = NDArray[np.float32]
 Encode = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], Mapping[int, Masks]]]
@@ -34,8 +33,6 @@ Encode = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], Mapping[int, M
 BINS = 1 << 16  # of attention, over all frames
 FRAME_BINS = 1 << 12  # of one frame's attention, scaled to [0, 1]
 BATCH = 16  # snippets in one call of the encoder
-STREET_RECORD = "street.json"
-_PERSON = 1  # label of the street's masks: the person without what it carries; 0 is background
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class MaskMeter:
 
     def __init__(self, accessories: Mapping[str, int] | None = None) -> None:
         """accessories: label of each accessory in the label maps to come; other labels above 0 are the person."""
-        self.names = {0: "background", _PERSON: "person"}
+        self.names = {0: "background", PERSON: "person"}
         self.names |= {label: name for name, label in (accessories or {}).items()}
         self.counts = np.zeros((max(self.names) + 1, BINS), np.int64)
         self.frames = 0
@@ -302,62 +299,6 @@ def tracklet_masks(encode: Encode, tracklet: Tracklet, snippet_length: int, size
         )
     first = np.unique(indices, return_index=True)[1]
     return {block: np.concatenate(found)[first] for block, found in sorted(parts.items())}
-
-
-@dataclass(frozen=True)
-class Street:
-    """A street on disk with its label maps.
-
-    masks: folder of the label maps; accessories: name -> label, as street.json has them.
-    """
-
-    root: Path
-    masks: Path
-    tracklets: tuple[Tracklet, ...]
-    accessories: Mapping[str, int]
-
-    @classmethod
-    def open(cls, folder: Path | str, masks: Path | str | None = None) -> Street:
-        """Raises NotFoundError when the folder, its street.json or the folder of masks is missing."""
-        root = Path(folder)
-        dataset = datasets.read(root)
-        try:
-            labels = json.loads((root / STREET_RECORD).read_text(encoding="utf-8"))["labels"]
-            accessories = {str(name): int(label) for name, label in labels.items() if label > _PERSON}
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{root} is no street: no {STREET_RECORD}; `passerby street` writes one") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidArgumentError(f"{root / STREET_RECORD}: damaged, it names no labels") from error
-        where = Path(masks) if masks is not None else root.with_name(f"{root.resolve().name}-masks")
-        if not where.is_dir():
-            raise NotFoundError(f"{where}: no such folder; write the street with --masks, or say where its masks are")
-        return cls(root, where, dataset.tracklets, accessories)
-
-    def sample(self, limit: int | None) -> Sequence[Tracklet]:
-        """At most `limit` tracklets, the same ones every time, in the street's order."""
-        if limit is None or limit >= len(self.tracklets):
-            return self.tracklets
-        if limit < 1:
-            raise InvalidArgumentError(f"limit is {limit}; give at least 1")
-        chosen = np.random.default_rng(0).permutation(len(self.tracklets))[:limit]
-        return [self.tracklets[index] for index in sorted(chosen)]
-
-    def labels_of(self, tracklet: Tracklet) -> NDArray[np.uint8]:
-        """Label maps of a tracklet, uint8 (T, H, W): 0 background, 1 person, and `accessories`."""
-        paths = [self.masks / frame.relative_to(self.root).with_suffix(".png") for frame in tracklet.frames]
-        return np.stack([_read_labels(path) for path in paths])
-
-
-def _read_labels(path: Path) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            if picture.mode not in ("P", "L"):
-                raise InvalidArgumentError(f"{path}: a mask is a palette PNG, not {picture.mode}")
-            return np.array(picture, dtype=np.uint8)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path} is missing: the masks are not those of this street") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InvalidArgumentError(f"{path}: cannot be read as a PNG: {error}") from error
 
 
 def _interpolation(small: int, large: int) -> Masks:

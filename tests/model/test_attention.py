@@ -17,7 +17,6 @@ from passerby_model import datasets
 from passerby_model.attention import (
     BINS,
     MaskMeter,
-    Street,
     centre_prior,
     evaluate_street,
     mask_quality,
@@ -27,6 +26,7 @@ from passerby_model.attention import (
 )
 from passerby_model.street import StreetConfig, generate, write
 from passerby_model.street.canvas import ACCESSORIES
+from passerby_model.street_labels import Street
 from PIL import Image
 
 CONFIG = StreetConfig(identities=4, cameras=2, frames=(3, 6), height=64, width=32, seed=5)
@@ -295,12 +295,13 @@ def test_a_folder_that_is_no_street_is_refused(street: Path, tmp_path: Path) -> 
     (folder / "1.jpg").write_bytes(picture.read_bytes())
     with pytest.raises(NotFoundError, match=r"no street\.json"):
         Street.open(tmp_path)
-    (tmp_path / "street.json").write_text("{}")
-    with pytest.raises(InvalidArgumentError, match="damaged"):
-        Street.open(tmp_path)
-    (tmp_path / "street.json").write_text('{"labels": {"background": 0, "person": 1, "hat": 4}}')
     truth = tmp_path.with_name("truth")
     truth.mkdir(exist_ok=True)
+    for labels in ('{"hat": 4000}', '{"hat": "four"}', "[]"):
+        (tmp_path / "street.json").write_text(f'{{"tracklets": [], "labels": {labels}}}')
+        with pytest.raises(InvalidArgumentError, match=r"street\.json: names no labels"):
+            Street.open(tmp_path, truth)
+    (tmp_path / "street.json").write_text('{"tracklets": [], "labels": {"background": 0, "person": 1, "hat": 4}}')
     loaded = Street.open(tmp_path, truth)
     with pytest.raises(NotFoundError, match=r"1\.png is missing"):
         loaded.labels_of(loaded.tracklets[0])
