@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from passerby_client import Client, RetryPolicy
 from PIL import Image
 
 from tests.clients.faulty import Faults, faulty_server
-from tests.encoders import make_bundle
-from tests.server.live import running
 
 QUICK = RetryPolicy(attempts=4, initial_backoff=0.01, max_backoff=0.05)
 Crop = Callable[..., bytes]
@@ -23,29 +20,6 @@ def faulty() -> Iterator[tuple[Client, Faults]]:
     """A client with short pauses, and the faults of the server that it talks to."""
     with faulty_server() as (address, faults), Client(address, retry=QUICK, timeout=10) as client:
         yield client, faults
-
-
-@pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """HOST:PORT of a real server with a tiny encoder that has masks after blocks 4 and 5."""
-    bundle = make_bundle(tmp_path_factory.mktemp("clients-bundle"), masks=(4, 5))
-    with running(bundle, tmp_path_factory.mktemp("clients-data")) as live:
-        yield f"127.0.0.1:{live.port}"
-
-
-@pytest.fixture(scope="session")
-def client(address: str) -> Iterator[Client]:
-    with Client(address) as made:
-        made.wait_until_ready()
-        yield made
-
-
-@pytest.fixture
-def gallery(client: Client) -> str:
-    """Id of a new, empty gallery."""
-    gallery_id = f"g-{uuid.uuid4().hex[:12]}"
-    client.create_gallery(gallery_id)
-    return gallery_id
 
 
 def crop(colour: tuple[int, int, int], size: tuple[int, int] = (32, 64)) -> bytes:

@@ -35,6 +35,7 @@ class Faults:
     item_errors: statuses for the next items of a bulk stream.
     break_after: after so many bulk answers, the stream breaks with UNAVAILABLE (once).
     delay: seconds before each answer.
+    hold: while cleared, bulk streams answer nothing but the next `free` items.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,7 @@ class Faults:
         self.stored: dict[str, resources_pb2.Tracklet] = {}
         self.hold = threading.Event()
         self.hold.set()
+        self.free = 0
 
     def requests(self, method: str) -> list[Any]:
         return [request for name, request in self.seen if name == method]
@@ -105,7 +107,10 @@ class Tracklets(tracklet_service_pb2_grpc.TrackletServiceServicer):
         for message in request_iterator:
             request = message.request
             self.faults.seen.append(("item", request))
-            self.faults.hold.wait()
+            if self.faults.free:
+                self.faults.free -= 1
+            else:
+                self.faults.hold.wait()
             time.sleep(self.faults.delay)
             if self.faults.break_after == 0:
                 # The worst moment: stored, and the answer lost.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,30 +16,9 @@ from passerby_client.cli import COMMANDS, main
 from passerby_client.picture import VERDICT_COLOURS
 from PIL import Image
 
+from tests.commands import Done, Run
+
 HEAVY = ("torch", "timm", "numpy", "grpc", "google.protobuf", "PIL", "onnx", "openvino", "faiss", "cv2", "pydantic")
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], address: str, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `passerby ...` in this process, against the real server."""
-    monkeypatch.setenv("PASSERBY_SERVER", address)
-
-    def call(*arguments: object) -> Done:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Done(int(ended.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 def separately(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -212,15 +190,10 @@ def test_health_of_a_serving_server(run: Run) -> None:
     assert run("health").out.strip() == "SERVING"
 
 
-def test_health_without_a_server_fails() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "passerby_client.cli", "health", "--server", "127.0.0.1:1", "--timeout", "2"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 1
-    assert "127.0.0.1:1" in done.stderr
+def test_health_without_a_server_fails(run: Run) -> None:
+    done = run("health", "--server", "127.0.0.1:1", "--timeout", "1")
+    assert done.code == 1
+    assert "127.0.0.1:1" in done.err
 
 
 def test_json_counts_are_numbers(run: Run, people: str) -> None:

@@ -1,40 +1,11 @@
 from __future__ import annotations
 
 import io
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from passerby_client import Client
 from PIL import Image
-
-from tests.encoders import make_bundle
-from tests.server.live import running
-
-
-@pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """HOST:PORT of a real server with a tiny encoder."""
-    bundle = make_bundle(tmp_path_factory.mktemp("indexer-bundle"))
-    with running(bundle, tmp_path_factory.mktemp("indexer-data")) as live:
-        yield f"127.0.0.1:{live.port}"
-
-
-@pytest.fixture(scope="session")
-def client(address: str) -> Iterator[Client]:
-    with Client(address) as made:
-        made.wait_until_ready()
-        yield made
-
-
-@pytest.fixture
-def gallery(client: Client) -> str:
-    """Id of a new, empty gallery."""
-    gallery_id = f"g-{uuid.uuid4().hex[:12]}"
-    client.create_gallery(gallery_id)
-    return gallery_id
 
 
 def picture(seed: int) -> bytes:

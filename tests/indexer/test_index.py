@@ -9,15 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from passerby.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from passerby_client import Client, RetryPolicy
-from passerby_client.cli import main
 from passerby_indexer.bulk import IndexReport, index
 from passerby_indexer.scan import scan
 from passerby_model.datasets import Tracklet
@@ -25,6 +23,7 @@ from passerby_model.street import StreetConfig
 from passerby_model.street.writer import write
 
 from tests.clients.faulty import faulty_server
+from tests.commands import Run
 from tests.indexer.conftest import picture
 
 
@@ -211,49 +210,26 @@ def test_a_refusal_of_something_else_is_not_repaired(folder: Path) -> None:
     assert len(faults.requests("item")) == 8
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], address: str, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `passerby index ...` in this process, against the real server."""
-    monkeypatch.setenv("PASSERBY_SERVER", address)
-
-    def call(*arguments: object) -> Done:
-        with pytest.raises(SystemExit) as ended:
-            main(["index", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return Done(int(ended.value.code or 0), captured.out, captured.err)
-
-    return call
-
-
 def test_command_creates_indexes_and_sums_up(run: Run, client: Client, gallery: str, folder: Path) -> None:
     new = gallery + "-new"
-    assert "create it first" in run(folder, "--gallery", new).err
-    done = run(folder, "--gallery", new, "--create", "--limit", 5, "--camera-prefix", "n-", "--no-identities")
+    assert "create it first" in run("index", folder, "--gallery", new).err
+    done = run("index", folder, "--gallery", new, "--create", "--limit", 5, "--camera-prefix", "n-", "--no-identities")
     assert done.code == 0
     assert done.out.startswith(f"5 tracklets (15 frames) stored in galleries/{new} in ")
     assert {t.camera_id for t in client.list_tracklets(new)} == {"n-1", "n-2"}
-    assert run(folder, "--gallery", new, "--create", "--camera-prefix", "n-", "--no-identities").code == 0
+    assert run("index", folder, "--gallery", new, "--create", "--camera-prefix", "n-", "--no-identities").code == 0
     assert len(stored(client, new)) == 8
 
 
 def test_command_reports_problems_and_status_1(run: Run, gallery: str, folder: Path) -> None:
     bad = folder / "a/1/t1/001.jpg"
     bad.write_text("not an image")
-    done = run(folder, "--gallery", gallery)
+    done = run("index", folder, "--gallery", gallery)
     assert done.code == 0, "a frame left out is no failure"
     assert f"{bad}: " in done.err
     for path in (folder / "b/1/t1").iterdir():
         path.write_text("not an image")
-    failed = run(folder, "--gallery", gallery, "--no-identities", "--camera-prefix", "x", "--json")
+    failed = run("index", folder, "--gallery", gallery, "--no-identities", "--camera-prefix", "x", "--json")
     assert failed.code == 1
     summary = json.loads(failed.out)
     assert summary["stored"] == 7
@@ -263,8 +239,8 @@ def test_command_reports_problems_and_status_1(run: Run, gallery: str, folder: P
 
 def test_command_with_a_journal_goes_on(run: Run, gallery: str, folder: Path, tmp_path: Path) -> None:
     options = ["--gallery", gallery, "--journal", tmp_path / "j.jsonl", "--json"]
-    assert json.loads(run(folder, *options, "--limit", 3).out)["stored"] == 3
-    summary = json.loads(run(folder, *options).out)
+    assert json.loads(run("index", folder, *options, "--limit", 3).out)["stored"] == 3
+    summary = json.loads(run("index", folder, *options).out)
     assert (summary["already_stored"], summary["stored"]) == (3, 5)
 
 
@@ -279,14 +255,15 @@ def test_command_with_a_journal_goes_on(run: Run, gallery: str, folder: Path, tm
     ids=["no-folder", "format", "no-gallery", "limit"],
 )
 def test_command_mistakes(run: Run, arguments: list[str], code: int, problem: str) -> None:
-    done = run(*arguments)
+    done = run("index", *arguments)
     assert done.code == code
     assert problem in done.err
 
 
 def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
     with faulty_server() as (address, faults):
-        faults.delay = 3  # the first is stored long before the last
+        faults.free = 1
+        faults.hold.clear()  # the first is stored, and the run can only end by the interrupt
         command = [sys.executable, "-m", "passerby_client.cli", "index", str(folder), "-g", "g", "--server", address]
         # A shell without job control starts what runs in the background with SIGINT ignored; children inherit that.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
