@@ -64,6 +64,11 @@ class Checkpoint:
     training: dict[str, Any] | None = None
 
     @property
+    def neck(self) -> bool:
+        """Whether a batch norm stands between descriptor and classifier."""
+        return "neck.weight" in self.state
+
+    @property
     def fingerprint(self) -> str:
         """sha256 (64 hex digits) over names, types, shapes and bytes of the encoder's tensors."""
         digest = hashlib.sha256()
@@ -80,7 +85,7 @@ class Checkpoint:
         Raises:
             InvalidArgumentError: the weights do not fit the architecture.
         """
-        model = Classifier(TrackletEncoder(self.architecture), self.class_count)
+        model = Classifier(TrackletEncoder(self.architecture), self.class_count, neck=self.neck)
         check_state(self.state, model, self.architecture)
         model.load_state_dict(self.state)
         return model.eval()

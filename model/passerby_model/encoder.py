@@ -172,14 +172,23 @@ class TrackletEncoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """What training optimises: the encoder with a linear classifier on its descriptor."""
+    """What training optimises: the encoder with a linear classifier on its descriptor.
 
-    def __init__(self, encoder: TrackletEncoder, class_count: int) -> None:
+    With a neck, the classifier (without a bias then) sees the descriptor after a batch norm whose bias stays 0, so
+    that the triplet loss, which sees it before, is free to place it elsewhere (Luo et al., CVPRW 2019, section 3.6).
+    """
+
+    def __init__(self, encoder: TrackletEncoder, class_count: int, *, neck: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
-        self.classifier = nn.Linear(encoder.descriptor_size, class_count)
+        self.neck: nn.Module = nn.Identity()
+        self.classifier = nn.Linear(encoder.descriptor_size, class_count, bias=not neck)
+        if neck:
+            self.neck = norm = nn.BatchNorm1d(encoder.descriptor_size)
+            norm.bias.requires_grad_(False)
+            nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised frames (B, N, 3, H, W) -> (descriptors (B, D), logits (B, classes))."""
         descriptor, _ = self.encoder(frames)
-        return descriptor, self.classifier(descriptor)
+        return descriptor, self.classifier(self.neck(descriptor))

@@ -2,24 +2,32 @@
 
 The defaults are the recipe of the COSAM authors' code ("cosam"): 8 identities x 4 tracklets x 4 frames, Adam 3e-4,
 weight decay 5e-4, x0.1 every 200 of 800 epochs, label smoothing 0.1, triplet margin 0.3, no warm-up, no erasing.
+What wins: override > file > preset > default.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from passerby.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from passerby_model.datasets import Format, Part
+from passerby_model.presets import PRESETS, PresetName
 
 RUN_CONFIG = "config.json"  # in the folder of a run
 Stage = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
+# Different ways to say one thing: who writes one of them does not mean the preset's other one.
+_ALTERNATIVES = (
+    ("epochs", "iterations"),
+    ("step_epochs", "step_iterations", "milestones"),
+    ("warmup_epochs", "warmup_iterations"),
+)
 
 
 class _Frozen(BaseModel):
@@ -54,8 +62,9 @@ class Augmentation(_Frozen):
 
 
 class TrainConfig(_Frozen):
-    """Everything that decides what a training run computes."""
+    """Everything that decides what a training run computes, and what it leaves behind."""
 
+    preset: PresetName = "cosam"  # named recipe that the keys below start from; see presets.py
     data: tuple[DataSource, ...] = Field(min_length=1)
     val_identities: float = Field(0, ge=0, lt=1)  # share of the identities of each source held out for validation
     val_every: int = Field(5, ge=1)  # epochs
@@ -65,6 +74,7 @@ class TrainConfig(_Frozen):
     snippet_length: int = Field(4, ge=1)
     height: int = 256
     width: int = 128
+    neck: bool = False  # batch norm between descriptor and classifier
     init: Path | None = None  # checkpoint to start from: tensors that fit are taken
     pretrained: str | None = None  # ImageNet weights of the backbone: a local file, or "hub" to download them
     freeze: tuple[Stage, ...] = ()  # leading stages whose weights and batch statistics stay as they are
@@ -73,15 +83,19 @@ class TrainConfig(_Frozen):
     iterations: int | None = Field(None, ge=1)  # ends the run earlier or later than `epochs` would
     identities_per_batch: int = Field(8, ge=2)  # P
     tracklets_per_identity: int = Field(4, ge=1)  # K
+    accumulate: int = Field(1, ge=1)  # batches of P x K whose gradients make one step
     augmentation: Augmentation = Augmentation()
 
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Literal["step", "cosine", "constant"] = "step"
-    step_epochs: int = Field(200, ge=1)
+    step_epochs: int = Field(200, ge=1)  # the rate is multiplied by step_factor after each so many epochs,
+    step_iterations: int | None = Field(None, ge=1)  # or instead after each so many iterations,
+    milestones: tuple[int, ...] = ()  # or instead at the beginning of these epochs (0-based)
     step_factor: float = Field(0.1, gt=0, le=1)
     warmup_iterations: int = Field(0, ge=0)  # linear, from 1 % of the rate
+    warmup_epochs: int = Field(0, ge=0)  # instead: 1 % in the first epoch, then more in each one
     new_layers_lr_factor: float = Field(1.0, gt=0)  # rate of what `init`/`pretrained` did not bring, relative to lr
     gradient_clip: float = Field(0, ge=0)  # largest norm of the gradient; 0 for none
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -93,12 +107,15 @@ class TrainConfig(_Frozen):
     teacher_views: int = Field(100, ge=1)  # different clips drawn from a tracklet; the teacher sees each once
     teacher_precision: Literal["f32", "bf16"] = "f32"  # bf16 halves its cost on a processor that has it
     amp: Literal["none", "bf16", "fp16"] = "none"
+    compile: bool = False  # torch.compile: minutes at the start, fewer of them for each iteration
 
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)  # of torch on the CPU; 0 leaves torch's choice
     workers: int = Field(2, ge=1)  # threads that decode and augment ahead of the step
     cache_gib: float = Field(4.0, ge=0)  # decoded frames kept in memory
     save_minutes: float = Field(3.0, gt=0)  # between checkpoints
+    tensorboard: bool = True  # also write the curves for TensorBoard
+    report: bool = True  # end with a report folder
 
     @field_validator("freeze")
     @classmethod
@@ -108,6 +125,20 @@ class TrainConfig(_Frozen):
             raise ValueError(f"only leading stages can be frozen: {list(order)} instead of {list(value)}")
         return value
 
+    @field_validator("milestones")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)) or min(value, default=1) < 1:
+            raise ValueError(f"milestones are epochs in ascending order, each once, from 1 on; got {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        for first, second in (("milestones", "step_iterations"), ("warmup_epochs", "warmup_iterations")):
+            if getattr(self, first) and getattr(self, second):
+                raise ValueError(f"{first} and {second} say different things about the same; set one of them")
+        return self
+
 
 def load(file: Path | None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> TrainConfig:
     """Read a configuration.
@@ -116,7 +147,8 @@ def load(file: Path | None, overrides: Sequence[str] = (), base: dict[str, Any] 
         file: YAML, or None for `base`. Relative paths in it start at its folder.
         overrides: "key=value" with dots and indices for nested keys ("augmentation.erase=0.5", "data.0.path=street");
             the value is YAML; relative paths start at the working directory. They win over the file.
-        base: values to start from when there is no file; the defaults when not given.
+        base: values to start from when there is no file, all of them, as `read_config` gives them; the preset's when
+            not given.
 
     Raises:
         NotFoundError: no such file.
@@ -127,6 +159,10 @@ def load(file: Path | None, overrides: Sequence[str] = (), base: dict[str, Any] 
         values = _absolute(_read_yaml(file), file.parent)
     for override in overrides:
         _apply(values, override)
+    if base is None:
+        return parse(_over_preset(values))
+    if values.get("preset") != base.get("preset"):
+        raise InvalidArgumentError("preset: a run keeps the recipe it began with; change single keys with --set")
     return parse(values)
 
 
@@ -152,6 +188,18 @@ def read_config(out: Path) -> TrainConfig:
     if not path.is_file():
         raise FailedPreconditionError(f"{path}: no training run in this folder")
     return parse(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _over_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` above those of the preset that they name; an unknown preset is left to validation."""
+    name = values.get("preset", "cosam")
+    below: Mapping[str, Any] = PRESETS[name].values if isinstance(name, str) and name in PRESETS else {}
+    given = {key for group in _ALTERNATIVES if any(key in values for key in group) for key in group}
+    merged = {key: value for key, value in below.items() if key not in given} | values
+    for key, value in below.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            merged[key] = value | values[key]
+    return merged
 
 
 def _explain(error: ValidationError) -> list[str]:

@@ -1,84 +1,64 @@
 """The training loop: cross-entropy with label smoothing + batch-hard triplet, P x K batches, exact resume.
 
+    training_data (who) -> sampler (which tracklets) -> clips (decoded ahead, in threads) -> learner (one update)
+        -> run_log, checkpoints, validation
+
 Source: the reference's `main_video_person_reid.py` (InnovArul/vidreid_cosegmentation): both losses with weight 1, Adam,
-step schedule. Order of chance: batches depend on (seed, epoch), clips on (seed, iteration), weights on the seed, so a
-run that was interrupted goes on exactly as if it had not been.
+step schedule. Order of chance: batches depend on (seed, epoch), clips and whatever the network draws on (seed,
+iteration, process), weights on the seed, so a run that was interrupted goes on exactly as if it had not been.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from passerby.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
-from torch import Tensor, nn
+from torch import Tensor
 
-from passerby_model import checkpoint, clips, distillation, losses, validation, warm_start
-from passerby_model.backbones import Backbone
-from passerby_model.embed import normalised
+from passerby_model import checkpoint, clips, distillation, environment, validation, warm_start
 from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
+from passerby_model.learner import Learner, make_accelerator
+from passerby_model.progress import Reporter, Silent, Step, WaitWatch
+from passerby_model.run_log import LOG, RunLog
 from passerby_model.sampler import IdentitySampler
 from passerby_model.schedule import learning_rate
 from passerby_model.train_config import RUN_CONFIG, TrainConfig
 from passerby_model.training_data import TrainingData, gather, mask_finder
 
-LAST, BEST, FINAL, LOG = "last.pt", "best.pt", "final.pt", "log.jsonl"
+__all__ = ["BEST", "FINAL", "LAST", "LOG", "SESSIONS", "Reporter", "Step", "TrainResult", "train"]
+
+LAST, BEST, FINAL, SESSIONS = "last.pt", "best.pt", "final.pt", "sessions.json"
 _GIB = 1024**3
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one iteration did; the parts of the loss without their weights.
-
-    iteration counts from 1: how many have been done; epoch from 0. accuracy: share of the clips whose identity the
-    classifier got right, in [0, 1]. seconds: of wall clock since the last iteration, wait_seconds of them spent
-    waiting for clips.
-    """
-
-    iteration: int
-    epoch: int
-    lr: float
-    loss: float
-    cross_entropy: float
-    triplet: float
-    distillation: float
-    accuracy: float
-    clips: int
-    seconds: float
-    wait_seconds: float
-
-
-class Reporter(Protocol):
-    """Where progress goes."""
-
-    def message(self, text: str) -> None:
-        """Something worth a line of its own."""
-
-    def step(self, step: Step, total: int) -> None:
-        """After every iteration."""
-
-
-@dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: iterations done, whether that is all of them, the file to use, the last validation."""
+    """How a run ended: iterations done, whether that is all of them, the file to use, the last validation.
+
+    main_process: False in the processes beside the main one, which write nothing and validate nothing.
+    """
 
     iterations: int
     finished: bool
     checkpoint: Path
     validation: validation.Validation | None
+    main_process: bool = True
 
 
 @dataclass(frozen=True)
 class _Batch:
+    """What one process contributes to an iteration; members: int64 (accumulate * P * K,) tracklets."""
+
     epoch: int
     iteration: int
     members: NDArray[np.int64]
@@ -95,16 +75,21 @@ def train(
 ) -> TrainResult:
     """Train and leave `final.pt` (and `best.pt` with validation) in `out`.
 
+    Under `accelerate launch` (or torchrun) every process runs this; each takes batches of its own, the gradients are
+    averaged, and the main process alone validates, reports and writes.
+
     Args:
         config: what to compute.
-        out: folder for checkpoints, `log.jsonl` and `config.json`; made if need be.
-        reporter: told about every step.
+        out: folder for checkpoints, `log.jsonl`, `config.json`, `sessions.json` and TensorBoard's files; made if
+            need be.
+        reporter: told about every step, in the main process.
         resume: go on from `last.pt` in `out`.
-        stop: asked before every iteration; true ends the run with a saved checkpoint.
+        stop: asked before every iteration; true, in any process, ends the run with a saved checkpoint.
 
     Raises:
         AlreadyExistsError: `out` holds a run and `resume` was not asked for.
-        FailedPreconditionError: nothing to resume, or another run; the loss is no longer finite.
+        FailedPreconditionError: nothing to resume, or another run; the loss is no longer finite; what the
+            configuration asks for (TensorBoard, a compiler) is not installed.
         InvalidArgumentError, NotFoundError: data or weights are not as the configuration says.
     """
     if (out / LAST).exists() and not resume:
@@ -113,41 +98,53 @@ def train(
         raise FailedPreconditionError(f"{out / LAST}: nothing to resume; start without --resume")
     if config.threads:
         torch.set_num_threads(config.threads)
+    accelerator = make_accelerator()
+    reporter = reporter if accelerator.is_main_process else Silent()
     data = gather(config)
     reporter.message(str(data))
-    run = _Run(config, data, out, reporter)
+    run = _Run(config, data, out, reporter, accelerator)
     if resume:
         run.resume()
     else:
         run.start()
-    return run.loop(stop)
+    result = run.loop(stop)
+    if accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+    return result
 
 
 class _Run:
     """State of one run between iterations."""
 
-    def __init__(self, config: TrainConfig, data: TrainingData, out: Path, reporter: Reporter) -> None:
-        self.config, self.data, self.out, self.reporter = config, data, out, reporter
-        # Mixed precision is kept out of accelerate's hands: its setting is global, one for the life of the process.
-        self.accelerator = Accelerator()
-        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=config.amp == "fp16")
+    def __init__(
+        self, config: TrainConfig, data: TrainingData, out: Path, reporter: Reporter, accelerator: Accelerator
+    ) -> None:
+        self.config, self.data, self.out, self.reporter, self.accelerator = config, data, out, reporter, accelerator
         self.architecture = Architecture.parse(
             config.architecture, snippet_length=config.snippet_length, height=config.height, width=config.width
         )
         self.sampler = IdentitySampler(
             data.labels, config.identities_per_batch, config.tracklets_per_identity, config.seed, data.repeats
         )
-        self.total = config.iterations or config.epochs * self.sampler.batches_per_epoch
+        self.share = config.accumulate * accelerator.num_processes  # batches of one iteration
+        steps_per_epoch = self.sampler.batches_per_epoch // self.share
+        if not steps_per_epoch:
+            raise InvalidArgumentError(
+                f"an epoch has {self.sampler.batches_per_epoch} batches, one step takes {self.share} "
+                f"({accelerator.num_processes} processes x accumulate {config.accumulate}); lower one of them"
+            )
+        self.total = config.iterations or config.epochs * steps_per_epoch
         self.iteration = 0
         self.best: float | None = None
         self.last_validation: validation.Validation | None = None
-        self._validated_at = -1
+        self.validated_at = -1
+        self.log: RunLog | None = None
 
     def start(self) -> None:
         """Fresh weights, or those that the configuration names."""
-        self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.config.seed)
-        model = Classifier(TrackletEncoder(self.architecture), len(self.data.names))
+        model = self._fresh_model()
         taken: set[str] = set()
         if self.config.pretrained:
             state = warm_start.imagenet_state(self.architecture.backbone, self.config.pretrained)
@@ -156,11 +153,9 @@ class _Run:
             begin = warm_start.checkpoint_start(self.config.init, self.data.names)
             taken |= self._take(model, begin.state, str(self.config.init))
         self._prepare(model, taken)
-        if self.config.init and self.imitation is not None and begin.imitation is not None:
-            warm_start.take_fitting(self.accelerator.unwrap_model(self.imitation), begin.imitation)
-        if self.accelerator.is_main_process:
-            (self.out / RUN_CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n")
-            (self.out / LOG).write_text("")
+        if self.config.init and self.learner.plain_imitation is not None and begin.imitation is not None:
+            warm_start.take_fitting(self.learner.plain_imitation, begin.imitation)
+        self._open_records()
 
     def resume(self) -> None:
         """Weights, optimiser and place in the schedule of `last.pt`."""
@@ -171,54 +166,62 @@ class _Run:
             )
         if saved.architecture != self.architecture:
             raise FailedPreconditionError(f"{self.out / LAST} is a {saved.architecture.name}; resume with that")
-        self._report_changes(saved.metadata["config"])
-        model = Classifier(TrackletEncoder(self.architecture), len(self.data.names))
+        self._report_changes(saved.metadata)
+        model = self._fresh_model()
         checkpoint.check_state(saved.state, model, self.architecture)
         model.load_state_dict(saved.state)
         self._prepare(model, set(saved.training["taken"]))
-        if self.imitation is not None:
-            self.accelerator.unwrap_model(self.imitation).load_state_dict(saved.training["imitation"])
-        self.optimizer.load_state_dict(saved.training["optimizer"])
-        if saved.training["scaler"]:
-            self.scaler.load_state_dict(saved.training["scaler"])
+        self.learner.load_state(saved.training)
         self.iteration, self.best = saved.metadata["iteration"], saved.metadata["best"]
-        self._cut_log()
+        if saved.metadata["validation"] is not None:
+            self.last_validation = validation.Validation(**saved.metadata["validation"])
+            self.validated_at = saved.metadata.get("validated_at", -1)
+        self._open_records()
         self.reporter.message(f"resumed at iteration {self.iteration} of {self.total}")
 
     def loop(self, stop: Callable[[], bool]) -> TrainResult:
         """Iterate until the end, or until `stop` says so."""
-        self._set_mode()
+        self.learner.set_mode()
+        watch = WaitWatch(self.config.workers, self.config.cache_gib)
         saved_at = began = time.monotonic()
-        for batch, drawn in clips.prefetched(self._plan(), self._load, self.config.workers):
-            if stop():
-                break
-            waited = time.monotonic() - began
-            step = self._step(batch, drawn, began, waited)
-            self._log(asdict(step))
-            self.reporter.step(step, self.total)
-            self._end_epoch(batch)
-            if time.monotonic() - saved_at > 60 * self.config.save_minutes:
-                self._save(LAST)
-                saved_at = time.monotonic()
-            began = time.monotonic()
-        self._save(LAST)
+        try:
+            for batch, drawn in clips.prefetched(self._plan(), self._load, self.config.workers):
+                if self.learner.agree(stop()):
+                    break
+                step = self._step(batch, drawn, began, time.monotonic() - began)
+                self._tell(step, watch.advice(step))
+                self._end_epoch(batch)
+                if time.monotonic() - saved_at > 60 * self.config.save_minutes:
+                    self._save(LAST)
+                    saved_at = time.monotonic()
+                began = time.monotonic()
+            self._save(LAST)
+            return self._finish()
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _finish(self) -> TrainResult:
         finished = self.iteration >= self.total
         if finished:
-            if self._validated_at != self.iteration:
+            if self.validated_at != self.iteration:
                 self._validate()
             self._save(FINAL)
-        return TrainResult(self.iteration, finished, self.out / (FINAL if finished else LAST), self.last_validation)
+        path = self.out / (FINAL if finished else LAST)
+        return TrainResult(self.iteration, finished, path, self.last_validation, self.accelerator.is_main_process)
 
     def _plan(self) -> Iterator[_Batch]:
         """Batches from the current iteration on; those before are drawn and passed over."""
         iteration, epoch, done = 0, 0, self.iteration
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        own = self.config.accumulate
+        first = self.accelerator.process_index * own
         while iteration < self.total:
             groups = self.sampler.epoch(epoch)
-            places = range(0, len(groups) - processes + 1, processes)
+            places = range(0, len(groups) - self.share + 1, self.share)
             for place in places:
                 if done <= iteration < self.total:
-                    yield _Batch(epoch, iteration, groups[place + rank], place == places[-1])
+                    members = np.concatenate(groups[place + first : place + first + own])
+                    yield _Batch(epoch, iteration, members, place == places[-1])
                 iteration += 1
             epoch += 1
 
@@ -226,58 +229,32 @@ class _Run:
         return self.builder.batch(batch.members, batch.iteration, self.accelerator.process_index)
 
     def _step(self, batch: _Batch, drawn: clips.ClipBatch, began: float, waited: float) -> Step:
-        config = self.config
-        rate = learning_rate(config, batch.iteration, batch.epoch, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        device = self.accelerator.device
-        whole = torch.from_numpy(drawn.whole).to(device)
-        labels = torch.from_numpy(self.data.labels[batch.members]).to(device)[whole]
-        half = torch.float16 if config.amp == "fp16" else torch.bfloat16
-        with torch.autocast(device.type, half, enabled=config.amp != "none"):
-            descriptors, logits = self.model(normalised(torch.from_numpy(drawn.frames).to(device)))
-        descriptors, logits = descriptors.float(), logits.float()[whole]
-        entropy = triplet = descriptors.new_zeros(())
-        if len(labels):  # every clip of the batch may have been joined of two people
-            entropy = losses.cross_entropy(logits, labels, config.label_smoothing)
-            triplet = losses.batch_hard_triplet(descriptors[whole], labels, config.margin)
-        loss = entropy + config.triplet_weight * triplet
-        imitation = descriptors.new_zeros(())
-        if self.imitation is not None and drawn.targets is not None:
-            targets = torch.from_numpy(drawn.targets).to(device)
-            imitation = self.imitation(descriptors, targets)
-            relation = distillation.distance_relation(descriptors, targets)
-            loss = loss + config.teacher_weight * imitation + config.teacher_relation_weight * relation
-        self._check_finite(loss, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(self.scaler.scale(loss))
-        if config.gradient_clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        rate = learning_rate(self.config, batch.iteration, batch.epoch, self.total)
+        draws = np.random.SeedSequence([self.config.seed, batch.iteration, self.accelerator.process_index])
+        torch.manual_seed(int(draws.generate_state(1, np.uint64)[0]))  # for dropout, if the network has any
+        try:
+            figures = self.learner.update(drawn, self.data.labels[batch.members], rate)
+        except FailedPreconditionError as error:
+            raise FailedPreconditionError(
+                f"iteration {batch.iteration}: {error.message}. {self.out / LAST} holds the last saved state, if any"
+            ) from error
         self.iteration = batch.iteration + 1
-        accuracy = (logits.argmax(dim=1) == labels).float().mean().item() if len(labels) else 0.0
         return Step(
             iteration=self.iteration,
             epoch=batch.epoch,
             lr=rate,
-            loss=loss.item(),
-            cross_entropy=entropy.item(),
-            triplet=triplet.item(),
-            distillation=imitation.item(),
-            accuracy=accuracy,
-            clips=len(drawn.frames),
+            **asdict(figures),
+            clips=len(drawn.frames) * self.accelerator.num_processes,
             seconds=time.monotonic() - began,
             wait_seconds=waited,
         )
 
-    def _check_finite(self, loss: Tensor, batch: _Batch) -> None:
-        if not math.isfinite(loss.item()):
-            raise FailedPreconditionError(
-                f"the loss is {loss.item()} at iteration {batch.iteration}; lower lr, add warmup_iterations or set "
-                f"gradient_clip. {self.out / LAST} holds the last good state"
-            )
+    def _tell(self, step: Step, advice: str | None) -> None:
+        if self.log is not None:
+            self.log.step(step)
+        self.reporter.step(step, self.total)
+        if advice:
+            self.reporter.message(advice)
 
     def _end_epoch(self, batch: _Batch) -> None:
         """Validate when an epoch that asks for it has just ended."""
@@ -285,44 +262,32 @@ class _Run:
             self._validate()
 
     def _validate(self) -> None:
-        if not self.data.validation or not self.accelerator.is_main_process:
+        if not self.data.validation or self.log is None:
             return
-        encoder = self._plain().encoder.eval()
+        encoder = self.learner.plain.encoder.eval()
         result = validation.validate(
             encoder, self.data.validation, self.config.val_snippets, self.store.get, self.accelerator.device
         )
-        self._set_mode()
-        self.last_validation, self._validated_at = result, self.iteration
-        self._log({"iteration": self.iteration, "validation": asdict(result)})
+        self.learner.set_mode()
+        self.last_validation, self.validated_at = result, self.iteration
+        self.log.validation(self.iteration, asdict(result))
         self.reporter.message(f"iteration {self.iteration}: validation {result}")
         if self.best is None or result.mean_average_precision > self.best:
             self.best = result.mean_average_precision
             self._save(BEST)
 
+    def _fresh_model(self) -> Classifier:
+        return Classifier(TrackletEncoder(self.architecture), len(self.data.names), neck=self.config.neck)
+
     def _prepare(self, model: Classifier, taken: set[str]) -> None:
-        """Freeze, group the parameters, and hand model and optimiser to the device."""
+        """The learner, and who builds its clips."""
         config = self.config
-        for stage in config.freeze:
-            getattr(model.encoder.backbone, stage).requires_grad_(False)
-        self.model: nn.Module = self.accelerator.prepare(model.to(memory_format=torch.channels_last))
-        named = [(name, p) for name, p in self._plain().named_parameters() if p.requires_grad]
-        old = [p for name, p in named if name in taken]
-        new = [p for name, p in named if name not in taken]
-        groups = [
-            {"params": old, "factor": 1.0},
-            {"params": new, "factor": config.new_layers_lr_factor if old else 1.0},
-        ]
         teacher = distillation.Teacher(config.teacher, config.teacher_precision) if config.teacher else None
-        self.imitation: nn.Module | None = None
+        imitation = None
         if teacher is not None:
-            size = self._plain().encoder.descriptor_size
-            self.imitation = self.accelerator.prepare(distillation.Imitation(size, teacher.descriptor_size))
-            groups.append({"params": list(self.imitation.parameters()), "factor": 1.0})
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = kind(
-            [group for group in groups if group["params"]], lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+            imitation = distillation.Imitation(model.encoder.descriptor_size, teacher.descriptor_size)
         self.taken = taken
+        self.learner = Learner(config, self.accelerator, model, taken, imitation)
         self.builder = self._clip_builder(teacher)
 
     def _clip_builder(self, teacher: distillation.Teacher | None) -> clips.ClipBuilder | distillation.TaughtClipBuilder:
@@ -331,24 +296,18 @@ class _Run:
         # Frames are kept as large as anybody needs them.
         largest = size if teacher is None else (max(size[0], teacher.size[0]), max(size[1], teacher.size[1]))
         self.store = clips.FrameStore(*largest, cache)
-        masks = mask_finder(config)
         builder = clips.ClipBuilder(
-            self.data.tracklets, self.store, config.augmentation, config.snippet_length, size, config.seed, masks
+            self.data.tracklets,
+            self.store,
+            config.augmentation,
+            config.snippet_length,
+            size,
+            config.seed,
+            mask_finder(config),
         )
         if teacher is None:
             return builder
         return distillation.TaughtClipBuilder(builder, teacher, config.teacher_views, cache)
-
-    def _set_mode(self) -> None:
-        """Train mode, but for frozen stages, whose batch statistics stay as they are."""
-        self.model.train()
-        backbone: Backbone = self._plain().encoder.backbone
-        for stage in self.config.freeze:
-            getattr(backbone, stage).eval()
-
-    def _plain(self) -> Classifier:
-        model: Classifier = self.accelerator.unwrap_model(self.model)
-        return model
 
     def _take(self, model: Classifier, state: dict[str, Tensor], source: str) -> set[str]:
         try:
@@ -358,44 +317,55 @@ class _Run:
         self.reporter.message(f"{source}: {report}")
         return set(report.taken)
 
+    def _open_records(self) -> None:
+        """What is computed, on what, and the log; in the main process alone."""
+        if not self.accelerator.is_main_process:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.log = RunLog(self.out, iteration=self.iteration, tensorboard=self.config.tensorboard)
+        _write(self.out / RUN_CONFIG, self.config.model_dump_json(indent=2))
+        sessions = json.loads((self.out / SESSIONS).read_text(encoding="utf-8")) if self._has_sessions() else []
+        device = self.accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        sessions.append({"iteration": self.iteration, **environment.describe(name, self.accelerator.num_processes)})
+        _write(self.out / SESSIONS, json.dumps(sessions, indent=2))
+
+    def _has_sessions(self) -> bool:
+        return self.iteration > 0 and (self.out / SESSIONS).exists()
+
     def _save(self, name: str) -> None:
         if not self.accelerator.is_main_process:
             return
-        training = {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "taken": sorted(self.taken),
-            "imitation": self.accelerator.unwrap_model(self.imitation).state_dict() if self.imitation else None,
-        }
         metadata = {
             "config": self.config.model_dump(mode="json"),
             "iteration": self.iteration,
+            "processes": self.accelerator.num_processes,
             "best": self.best,
             "identities": list(self.data.names),
             "data": self.data.summary(),
             "validation": asdict(self.last_validation) if self.last_validation else None,
+            "validated_at": self.validated_at,
         }
         # Contiguous copies: channels-last strides are this process's business, not the file's.
-        state = {key: value.detach().cpu().contiguous() for key, value in self._plain().state_dict().items()}
-        saved = checkpoint.Checkpoint(
-            self.architecture, len(self.data.names), state, metadata, training if name == LAST else None
-        )
+        state = {key: value.detach().cpu().contiguous() for key, value in self.learner.plain.state_dict().items()}
+        training = {**self.learner.state(), "taken": sorted(self.taken)} if name == LAST else None
+        saved = checkpoint.Checkpoint(self.architecture, len(self.data.names), state, metadata, training)
         checkpoint.save(self.out / name, saved)
 
-    def _log(self, values: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with (self.out / LOG).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(values) + "\n")
-
-    def _cut_log(self) -> None:
-        """Forget what was logged after the checkpoint: these iterations come again."""
-        path = self.out / LOG
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["iteration"] <= self.iteration]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-    def _report_changes(self, before: dict[str, Any]) -> None:
+    def _report_changes(self, metadata: dict[str, Any]) -> None:
+        """Settings that are not those of the run so far; keys that the run did not know count as at their defaults."""
+        before = {key: field.get_default(call_default_factory=True) for key, field in TrainConfig.model_fields.items()}
+        before |= metadata["config"]
         now = self.config.model_dump(mode="json")
         changed = [key for key, value in now.items() if before.get(key) != value]
+        if metadata.get("processes", 1) != self.accelerator.num_processes:
+            changed.append("number of processes")
         if changed:
             self.reporter.message(f"differs from the run so far: {', '.join(changed)}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all, even when the process is killed."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(f"{text}\n", encoding="utf-8")
+    os.replace(partial, path)
