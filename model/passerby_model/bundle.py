@@ -4,6 +4,9 @@
       bundle.json       what this file describes (`Manifest`)
       encoder.onnx      the encoder; or encoder.xml + encoder.bin (OpenVINO IR)
 
+Nothing else lies there: a runtime loads weights from files beside the encoder by name, and what bundle.json does not
+list has no checksum. Caches, reports and notes have their place elsewhere.
+
 The encoder's contract, whatever made it: input `snippets` uint8 (B, N, H, W, 3) RGB with a dynamic B;
 output `descriptor` float32 (B, D), and for each COSAM layer `mask_cosam<block>` float32 (B, N, h, w) in [0, 1].
 Normalisation is inside the graph; so is the L2 normalisation of a cosine model's descriptors.
@@ -32,6 +35,9 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 INPUT_NAME = "snippets"
 DESCRIPTOR_NAME = "descriptor"
+# What systems put into a folder by themselves: nothing that an encoder could name.
+_OF_THE_SYSTEM = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"})
+_NAMED = 5  # unlisted files that a message names
 
 Metric = Literal["squared_euclidean", "cosine"]
 
@@ -277,7 +283,8 @@ def open_bundle(root: str | Path, *, allow_unverified: bool = False) -> Bundle:
     """The bundle at `root`, once its files match their checksums, its fingerprint and a passing parity report.
 
     Raises NotFoundError for a missing bundle or file, DataLossError for a file or a calibration that differs from its
-    checksum, FailedPreconditionError for a missing or failed parity report unless `allow_unverified`.
+    checksum, FailedPreconditionError for a file that bundle.json does not list (BUNDLE_UNLISTED_FILE), and for a missing
+    or failed parity report unless `allow_unverified`.
     """
     root = Path(root)
     manifest = read_manifest(root)
@@ -293,6 +300,7 @@ def open_bundle(root: str | Path, *, allow_unverified: bool = False) -> Bundle:
                 reason="BUNDLE_DAMAGED",
             )
     _check_fingerprint(root, manifest)
+    _check_unlisted(root, manifest)
     _check_calibration(root, manifest)
     if not allow_unverified:
         _check_parity(root, manifest)
@@ -314,6 +322,17 @@ def _check_fingerprint(root: Path, manifest: Manifest) -> None:
             f"{root}: fingerprint {manifest.fingerprint[:12]} does not match the content ({actual[:12]}): "
             f"{MANIFEST_NAME} was edited",
             reason="BUNDLE_DAMAGED",
+        )
+
+
+def _check_unlisted(root: Path, manifest: Manifest) -> None:
+    unlisted = sorted({path.name for path in root.iterdir()} - {MANIFEST_NAME, *manifest.files} - _OF_THE_SYSTEM)
+    if unlisted:
+        named = ", ".join(unlisted[:_NAMED]) + (f" and {len(unlisted) - _NAMED} more" if unlisted[_NAMED:] else "")
+        raise FailedPreconditionError(
+            f"{root}: {MANIFEST_NAME} does not list {named}, so no checksum covers what a runtime might load "
+            "from there: move it out of the bundle's folder, or make the bundle again",
+            reason="BUNDLE_UNLISTED_FILE",
         )
 
 

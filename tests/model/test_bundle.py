@@ -141,6 +141,18 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str, str
         "BUNDLE_DAMAGED",
         "was edited",
     ),
+    "weights that the list leaves out": (
+        lambda r: (r / "encoder.data").write_bytes(b"weights"),
+        FailedPreconditionError,
+        "BUNDLE_UNLISTED_FILE",
+        r"does not list encoder\.data.*move it out",
+    ),
+    "folder that the list leaves out": (
+        lambda r: (r / ".cache").mkdir(),
+        FailedPreconditionError,
+        "BUNDLE_UNLISTED_FILE",
+        r"does not list \.cache",
+    ),
     "encoder without checksum": (
         lambda r: edit(r, lambda c: c.update(encoder="other.xml")),
         DataLossError,
