@@ -17,7 +17,8 @@ from passerby.errors import InvalidArgumentError
 
 from passerby_model import metrics, openset, protocol, rerank
 from passerby_model.datasets import Tracklet
-from passerby_model.metrics import AveragePrecision, DistancesTo, Metric, RankingResult
+from passerby_model.distances import DistancesTo, Metric
+from passerby_model.metrics import AveragePrecision, RankingResult
 from passerby_model.protocol import AttributeResult, EvaluationResult, Rerank, Trial
 
 MAX_ATTRIBUTE_VALUES = 12

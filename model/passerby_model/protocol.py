@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from passerby.errors import InvalidArgumentError
 
 from passerby_model.datasets import DISTRACTOR_IDENTITY, JUNK_IDENTITY, EvaluationSplit, KnownFormat, Tracklet
+from passerby_model.distances import Metric
 from passerby_model.metrics import JUNK_IDENTITY as JUNK
-from passerby_model.metrics import AveragePrecision, Metric
+from passerby_model.metrics import AveragePrecision
 
 ProtocolName = Literal["A", "B", "all-vs-all", "by-camera"]
 PROTOCOLS: Mapping[ProtocolName, str] = {
