@@ -305,3 +305,14 @@ def test_the_point_for_a_rate_never_promises_more(root: Path) -> None:
         0.1,
         0.1,
     ]
+
+
+def test_an_unlisted_file_is_refused_even_on_demand(root: Path) -> None:
+    (root / "encoder.data").write_bytes(b"weights")
+    with pytest.raises(FailedPreconditionError, match="does not list"):
+        open_bundle(root, allow_unverified=True)
+
+
+def test_what_a_file_manager_leaves_behind_is_no_harm(root: Path) -> None:
+    (root / ".DS_Store").write_bytes(b"\0")
+    assert open_bundle(root).manifest.name == "n"
