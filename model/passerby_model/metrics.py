@@ -83,13 +83,11 @@ def evaluate(
     """
     _check_labels(distances.shape, query_ids, gallery_ids, query_cameras, gallery_cameras)
     _check_options(max_rank, average_precision)
-    protocol = _Protocol(query_ids, gallery_ids, query_cameras, gallery_cameras)
+    ranking = _Ranking(query_ids, gallery_ids, query_cameras, gallery_cameras, average_precision)
     kind = np.result_type(distances, np.float32)
-    found = [
-        protocol.match_ranks(start, np.array(distances[start : start + BLOCK_ROWS], kind))
-        for start in range(0, len(distances), BLOCK_ROWS)
-    ]
-    return _result(found, len(query_ids), max_rank, average_precision)
+    for start in range(0, len(distances), BLOCK_ROWS):
+        ranking.add(start, np.array(distances[start : start + BLOCK_ROWS], kind))
+    return ranking.result(max_rank)
 
 
 def evaluate_descriptors(
@@ -133,24 +131,21 @@ def evaluate_descriptors(
         raise InvalidArgumentError(f"block_rows must be at least 1, not {block_rows}")
     check_finite(query, "query")
     check_finite(gallery, "gallery")
-    protocol = _Protocol(query_ids, gallery_ids, query_cameras, gallery_cameras)
+    ranking = _Ranking(query_ids, gallery_ids, query_cameras, gallery_cameras, average_precision)
     to_gallery = DistancesTo(gallery, metric)
     query = np.asarray(query, np.float32)
-    found = []
     buffer: NDArray[np.float32] | None = None
     for rows in tiles(*shape):
         height = rows.stop - rows.start
         buffer = np.empty((height, len(gallery)), np.float32) if buffer is None else buffer[:height]
         tile = to_gallery.of(query[rows], out=buffer)
-        found += [
-            protocol.match_ranks(rows.start + start, tile[start : start + block_rows])
-            for start in range(0, height, block_rows)
-        ]
-    return _result(found, len(query), max_rank, average_precision)
+        for start in range(0, height, block_rows):
+            ranking.add(rows.start + start, tile[start : start + block_rows])
+    return ranking.result(max_rank)
 
 
-class _Protocol:
-    """Which gallery items count for a query: all but junk and those of its identity and camera."""
+class _Ranking:
+    """Ranks all gallery items that count for a query: all but junk and those of its identity and camera."""
 
     def __init__(
         self,
@@ -158,24 +153,39 @@ class _Protocol:
         gallery_ids: NDArray[np.int64],
         query_cameras: NDArray[np.int64],
         gallery_cameras: NDArray[np.int64],
+        average_precision: AveragePrecision,
     ) -> None:
         self._query_ids, self._query_cameras, self._gallery_cameras = query_ids, query_cameras, gallery_cameras
         self._junk = np.flatnonzero(gallery_ids == JUNK_IDENTITY)
         somebody = np.flatnonzero(gallery_ids != JUNK_IDENTITY)
         self._by_identity = somebody[np.argsort(gallery_ids[somebody], kind="stable")]
         self._sorted_ids = gallery_ids[self._by_identity]
+        self._kind = average_precision
+        self._average_precision = np.full(len(query_ids), np.nan)
+        self._first_match = np.full(len(query_ids), -1, np.int64)
 
-    def match_ranks(self, start: int, distances: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the matches of queries `start`, `start` + 1, ... rank, given their distances (B, G): overwritten.
-
-        Returns:
-            int64 (matches,) query numbers, ascending, and int64 (matches,) 0-based ranks, ascending in each query.
+    def add(self, start: int, distances: NDArray[np.floating]) -> None:
+        """Ranks for queries `start`, `start` + 1, ..., given their distances (B, G), which are overwritten.
 
         Raises:
             InvalidArgumentError: a distance is NaN.
         """
         if distances.size and np.isnan(distances.max()):
             raise InvalidArgumentError("distances hold NaN: a descriptor is broken")
+        rows, ranks = self._match_ranks(start, distances)
+        matches = np.bincount(rows, minlength=len(distances))
+        valid = np.flatnonzero(matches)
+        first = (np.cumsum(matches) - matches)[valid]  # of each query's matches
+        nth = np.arange(1, len(rows) + 1) - np.repeat(first, matches[valid])
+        precisions = nth / (ranks + 1.0)
+        if self._kind == "trapezoid":
+            # Just before a match at rank r, r items have been seen and one match fewer; nothing seen is precision 1.
+            precisions = (precisions + np.where(ranks > 0, (nth - 1) / np.maximum(ranks, 1), 1.0)) / 2.0
+        self._average_precision[start + valid] = np.bincount(rows, precisions, len(distances))[valid] / matches[valid]
+        self._first_match[start + valid] = ranks[first]
+
+    def _match_ranks(self, start: int, distances: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """int64 (matches,) rows, ascending, and int64 (matches,) 0-based ranks, ascending within each row."""
         rows, columns = self._same_identity(self._query_ids[start : start + len(distances)])
         own = self._query_cameras[start + rows] == self._gallery_cameras[columns]
         dropped = (rows[own], columns[own])
@@ -187,18 +197,17 @@ class _Protocol:
         ranks = np.empty(len(rows), np.int64)  # how many are nearer, as long as there is no tie
         bounds = np.searchsorted(rows, np.arange(len(distances) + 1))
         for row in np.flatnonzero(np.diff(bounds)):
-            own_matches = slice(bounds[row], bounds[row + 1])
-            ranks[own_matches] = np.searchsorted(ordered[row], values[own_matches])
+            matches = slice(bounds[row], bounds[row + 1])
+            ranks[matches] = np.searchsorted(ordered[row], values[matches])
         after = np.minimum(ranks + 1, distances.shape[1] - 1)
         tied = (after > ranks) & (ordered[rows, after] == values)
         for row in np.unique(rows[tied]):
             counts = np.ones(distances.shape[1], bool)
             counts[self._junk] = False
             counts[dropped[1][dropped[0] == row]] = False
-            own_matches = slice(bounds[row], bounds[row + 1])
-            ranks[own_matches] = _stable_ranks(distances[row], counts)[columns[own_matches]]
-        order = np.lexsort((ranks, rows))
-        return start + rows, ranks[order]  # rows are in order already
+            matches = slice(bounds[row], bounds[row + 1])
+            ranks[matches] = _stable_ranks(distances[row], counts)[columns[matches]]
+        return rows, ranks[np.lexsort((ranks, rows))]  # rows are in order already
 
     def _same_identity(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs (position in `ids`, gallery item) of equal identity, junk aside, ordered by position."""
@@ -208,6 +217,20 @@ class _Protocol:
         within = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return rows, self._by_identity[first[rows] + within]
 
+    def result(self, max_rank: int) -> RankingResult:
+        """The figures of all queries added."""
+        valid = self._first_match >= 0
+        if not valid.any():
+            raise InvalidArgumentError("no query has a match from another camera in the gallery: nothing to evaluate")
+        at_rank = np.bincount(np.minimum(self._first_match[valid], max_rank), minlength=max_rank + 1)[:max_rank]
+        return RankingResult(
+            cmc=np.cumsum(at_rank) / valid.sum(),
+            mean_average_precision=float(self._average_precision[valid].mean()),
+            average_precision=self._average_precision,
+            first_match=self._first_match,
+            valid_queries=int(valid.sum()),
+        )
+
 
 def _stable_ranks(distances: NDArray[np.floating], counts: NDArray[np.bool_]) -> NDArray[np.int64]:
     """int64 (G,): rank of each item among those that count, ties in gallery order; undefined for the others."""
@@ -215,39 +238,6 @@ def _stable_ranks(distances: NDArray[np.floating], counts: NDArray[np.bool_]) ->
     ranks = np.zeros(len(distances), np.int64)
     ranks[counted[np.argsort(distances[counted], kind="stable")]] = np.arange(len(counted))
     return ranks
-
-
-def _result(
-    found: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    query_count: int,
-    max_rank: int,
-    average_precision: AveragePrecision,
-) -> RankingResult:
-    """The figures of all matches, given as `match_ranks` gives them, block after block."""
-    rows = np.concatenate([rows for rows, _ in found]) if found else np.zeros(0, np.int64)
-    if not len(rows):
-        raise InvalidArgumentError("no query has a match from another camera in the gallery: nothing to evaluate")
-    ranks = np.concatenate([ranks for _, ranks in found])
-    matches = np.bincount(rows, minlength=query_count)
-    before_own = np.cumsum(matches) - matches  # matches of the queries before
-    nth = np.arange(1, len(rows) + 1) - before_own[rows]
-    precisions = nth / (ranks + 1.0)
-    if average_precision == "trapezoid":
-        # Just before a match at rank r, r items have been seen and one match fewer; nothing seen is precision 1.
-        precisions = (precisions + np.where(ranks > 0, (nth - 1) / np.maximum(ranks, 1), 1.0)) / 2.0
-    valid = matches > 0
-    means = np.full(query_count, np.nan)
-    means[valid] = np.bincount(rows, precisions, query_count)[valid] / matches[valid]
-    first_match = np.full(query_count, -1, np.int64)
-    first_match[valid] = ranks[before_own[valid]]
-    at_rank = np.bincount(np.minimum(first_match[valid], max_rank), minlength=max_rank + 1)[:max_rank]
-    return RankingResult(
-        cmc=np.cumsum(at_rank) / valid.sum(),
-        mean_average_precision=float(means[valid].mean()),
-        average_precision=means,
-        first_match=first_match,
-        valid_queries=int(valid.sum()),
-    )
 
 
 def _check_labels(

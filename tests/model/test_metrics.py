@@ -1,16 +1,16 @@
-"""Distances and ranking figures against the reference's golden output and hand-computed examples."""
+"""Ranking figures against the reference's golden output and hand-computed examples."""
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from passerby.errors import InvalidArgumentError
-from passerby_model import metrics
+from passerby_model import distances, metrics
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,13 @@ def test_trapezoid_average_precision_equals_official_mars(golden):
     )
 
 
-def test_distances_from_features_give_the_reference_ranking(golden):
-    distances = metrics.squared_euclidean(golden["q_feat"], golden["g_feat"])
-    np.testing.assert_allclose(distances, golden["distmat_sq"], rtol=1e-5)
-    result = metrics.evaluate(distances, golden["q_pids"], golden["g_pids"], golden["q_camids"], golden["g_camids"])
-    assert result.mean_average_precision == pytest.approx(float(golden["ref_mAP"]), abs=1e-12)
+def test_descriptors_give_the_reference_ranking(golden):
+    squared = metrics.squared_euclidean(golden["q_feat"], golden["g_feat"])
+    np.testing.assert_allclose(squared, golden["distmat_sq"], rtol=1e-5)
+    names = ("q_feat", "g_feat", "q_pids", "g_pids", "q_camids", "g_camids")
+    result = metrics.evaluate_descriptors(*(golden[name] for name in names))
+    np.testing.assert_allclose(result.average_precision, golden["ref_AP_per_query"], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(result.cmc.astype(np.float32), golden["ref_cmc"])
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("plain", 0.5), ("trapezoid", 0.25)], ids=["plain", "trapezoid"])
@@ -115,35 +117,140 @@ def test_bad_input_is_refused(change, message):
         metrics.evaluate(**(arguments | change))
 
 
-def test_squared_euclidean_keeps_precision_far_from_the_origin():
-    rng = np.random.default_rng(0)
-    a = (100.0 + rng.normal(size=(5, 2048))).astype(np.float32)
-    b = (100.0 + rng.normal(size=(7, 2048))).astype(np.float32)
-    exact = ((a[:, None].astype(np.float64) - b[None].astype(np.float64)) ** 2).sum(axis=2)
-    np.testing.assert_allclose(metrics.squared_euclidean(a, b), exact, rtol=1e-5)
+def _literal(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, kind):
+    """The protocol written down item by item: average precision (NaN: no match) and 0-based first match (-1)."""
+    precisions, first_match = [], []
+    for row, identity, camera in zip(distances.tolist(), query_ids, query_cameras, strict=True):
+        counted = [
+            (distance, item)
+            for item, distance in enumerate(row)
+            if gallery_ids[item] != -1 and not (gallery_ids[item] == identity and gallery_cameras[item] == camera)
+        ]
+        right = [gallery_ids[item] == identity for _, item in sorted(counted)]
+        total, found = 0.0, 0
+        for rank, hit in enumerate(right):
+            if hit:
+                before = found / rank if rank else 1.0
+                found += 1
+                total += found / (rank + 1) if kind == "plain" else (before + found / (rank + 1)) / 2
+        precisions.append(total / found if found else np.nan)
+        first_match.append(right.index(True) if found else -1)
+    return np.array(precisions), np.array(first_match)
 
 
-_ROWS = hnp.arrays(np.float32, (6, 4), elements=st.floats(-100, 100, width=32))
+@st.composite
+def _sets(draw):
+    """Descriptors on a grid (exact distances, many ties) with junk (-1), distractors (0), queries without a match."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    queries, gallery, span = draw(st.integers(1, 9)), draw(st.integers(1, 25)), draw(st.sampled_from([0, 1, 5]))
+    mirrored = rng.integers(-span, span + 1, size=(gallery, 3))
+    return {
+        "query": rng.integers(-span, span + 1, size=(queries, 3)).astype(np.float32),
+        # Mirrored, so that the mean is zero and distances stay exact.
+        "gallery": np.concatenate([mirrored, -mirrored]).astype(np.float32),
+        "query_ids": rng.integers(-1, 4, size=queries),
+        "gallery_ids": rng.integers(-1, 4, size=2 * gallery),
+        "query_cameras": rng.integers(3, size=queries),
+        "gallery_cameras": rng.integers(3, size=2 * gallery),
+    }
 
 
-@given(a=_ROWS, b=_ROWS)
-def test_distances_are_in_range(a, b):
-    squared = metrics.squared_euclidean(a, b)
-    exact = ((a[:, None].astype(np.float64) - b[None].astype(np.float64)) ** 2).sum(axis=2)
-    np.testing.assert_allclose(squared, exact, rtol=1e-4, atol=0.1)
-    cosine = metrics.cosine_distance(a, b)
-    assert squared.min() >= 0.0
-    assert 0.0 <= cosine.min() <= cosine.max() <= 2.0
+@given(data=_sets(), block_rows=st.integers(1, 10), kind=st.sampled_from(["plain", "trapezoid"]))
+def test_evaluate_descriptors_equals_the_protocol_written_down_literally(data, block_rows, kind):
+    labels = {name: rows for name, rows in data.items() if name not in ("query", "gallery")}
+    squared = ((data["query"][:, None] - data["gallery"][None]) ** 2).sum(axis=2)
+    expected, first_match = _literal(squared, **labels, kind=kind)
+    valid = first_match >= 0
+    if not valid.any():
+        with pytest.raises(InvalidArgumentError, match="no query has a match"):
+            metrics.evaluate_descriptors(**data)
+        return
+    result = metrics.evaluate_descriptors(**data, block_rows=block_rows, average_precision=kind, max_rank=7)
+    np.testing.assert_allclose(result.average_precision, expected, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(result.first_match, first_match)
+    assert result.valid_queries == valid.sum()
+    assert result.mean_average_precision == pytest.approx(expected[valid].mean(), abs=1e-12)
+    np.testing.assert_allclose(result.cmc, [(first_match[valid] <= rank).mean() for rank in range(7)], atol=1e-12)
 
 
-def test_cosine_distance_by_hand():
-    a = np.array([[2.0, 0.0], [0.0, 0.0]], np.float32)
-    b = np.array([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]], np.float32)
-    np.testing.assert_allclose(metrics.cosine_distance(a, b), [[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]], atol=1e-7)
+def _random_set(queries=70, gallery=90, width=24):
+    rng = np.random.default_rng(5)
+    centres = rng.normal(size=(12, width))
+    query_ids, gallery_ids = rng.integers(12, size=queries), rng.integers(-1, 12, size=gallery)
+    return {
+        "query": (centres[query_ids] + 1.5 * rng.normal(size=(queries, width))).astype(np.float32),
+        "gallery": (centres[gallery_ids] + 1.5 * rng.normal(size=(gallery, width))).astype(np.float32),
+        "query_ids": query_ids,
+        "gallery_ids": gallery_ids,
+        "query_cameras": rng.integers(4, size=queries),
+        "gallery_cameras": rng.integers(4, size=gallery),
+    }
 
 
-@pytest.mark.parametrize("distance", [metrics.squared_euclidean, metrics.cosine_distance])
-def test_empty_and_mismatched(distance):
-    assert distance(np.ones((2, 3), np.float32), np.ones((0, 3), np.float32)).shape == (2, 0)
-    with pytest.raises(InvalidArgumentError, match=r"\(2, 3\)"):
-        distance(np.ones((2, 3), np.float32), np.ones((2, 4), np.float32))
+@pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
+@pytest.mark.parametrize("block_rows", [1, 5, 1000])
+def test_blocks_give_the_very_result_of_the_whole_matrix(metric, block_rows, monkeypatch):
+    monkeypatch.setattr(distances, "TILE_ROWS", (16, 16))
+    data = _random_set()
+    found = metrics.evaluate_descriptors(**data, metric=metric, block_rows=block_rows)
+    distance = metrics.squared_euclidean if metric == "squared_euclidean" else metrics.cosine_distance
+    whole = distance(data.pop("query"), data.pop("gallery"))
+    untouched = whole.copy()
+    expected = metrics.evaluate(whole, **data)
+    np.testing.assert_array_equal(whole, untouched)
+    assert 0.1 < found.mean_average_precision < 0.9
+    for name in ("cmc", "average_precision", "first_match", "mean_average_precision", "valid_queries"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_the_order_of_queries_and_gallery_does_not_matter():
+    data = _random_set()
+    rng = np.random.default_rng(6)
+    queries, gallery = rng.permutation(70), rng.permutation(90)
+    shuffled = {name: rows[queries if name.startswith("query") else gallery] for name, rows in data.items()}
+    one, other = metrics.evaluate_descriptors(**data), metrics.evaluate_descriptors(**shuffled)
+    np.testing.assert_array_equal(one.average_precision[queries], other.average_precision)
+    np.testing.assert_array_equal(one.first_match[queries], other.first_match)
+    np.testing.assert_array_equal(one.cmc, other.cmc)
+
+
+def test_no_distance_matrix_is_held(monkeypatch):
+    monkeypatch.setattr(distances, "TILE_ROWS", (16, 64))
+    monkeypatch.setattr(distances, "TILE_BYTES", 1 << 18)
+    data = _random_set(queries=2000, gallery=3000)
+    tracemalloc.start()
+    metrics.evaluate_descriptors(**data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20  # the matrix would be 24 MB
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_ids": np.zeros(3, int)}, "query identities"),
+        ({"gallery": np.zeros((90, 5), np.float32)}, "shapes"),
+        ({"query": np.full((70, 24), np.nan, np.float32)}, "query descriptor 0"),
+        ({"gallery": np.full((90, 24), np.inf, np.float32)}, "gallery descriptor 0"),
+        ({"metric": "manhattan"}, "manhattan"),
+        ({"max_rank": 0}, "max_rank"),
+        ({"block_rows": 0}, "block_rows"),
+        ({"average_precision": "best"}, "best"),
+    ],
+    ids=["queries", "width", "nan", "infinity", "metric", "max-rank", "block-rows", "average-precision"],
+)
+def test_bad_descriptors_and_options_are_refused(change, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        metrics.evaluate_descriptors(**(_random_set() | change))
+
+
+def test_infinite_distances_rank_last():
+    """A caller's way to leave an item out (benchmarks do): no NaN, and behind all others even where dropped ones are."""
+    result = metrics.evaluate(
+        np.array([[np.inf, 0.5, np.inf, np.inf]], np.float32),
+        np.array([7]),
+        np.array([7, 8, 9, 7]),
+        np.array([0]),
+        np.array([0, 1, 1, 1]),  # the first is dropped: own camera
+    )
+    assert result.first_match.tolist() == [2]  # behind the stranger at 0.5, and in gallery order behind the other
