@@ -123,11 +123,11 @@ def draw(
 
 def heat_map(image: Image.Image, mask: NDArray[np.float32]) -> Image.Image:
     """`image` (RGB) with `mask`, float32 (h, w) of any size and range, laid over it in jet colours."""
-    low, high = float(mask.min()), float(mask.max())
-    scaled = (mask - low) / (high - low) if high > low else np.zeros_like(mask)
-    small = Image.fromarray(np.ascontiguousarray(scaled, dtype=np.float32))
-    large = np.asarray(small.resize(image.size, Image.Resampling.BILINEAR))
-    colours = Image.fromarray((255 * jet(large)).round().astype(np.uint8))
+    small = Image.fromarray(np.ascontiguousarray(mask, dtype=np.float32))
+    large: NDArray[np.float32] = np.asarray(small.resize(image.size, Image.Resampling.BILINEAR))
+    low, high = float(large.min()), float(large.max())
+    scaled = (large - low) / np.float32(high - low) if high > low else np.zeros_like(large)
+    colours = Image.fromarray((255 * jet(scaled)).round().astype(np.uint8))
     return Image.blend(image, colours, HEAT_WEIGHT)
 
 

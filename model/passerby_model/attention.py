@@ -123,7 +123,9 @@ def upsampled(masks: Masks, height: int, width: int) -> Masks:
         raise InvalidArgumentError(f"cannot bring masks of shape {masks.shape} to {height} x {width} pixels")
     rows, columns = _interpolation(masks.shape[-2], height), _interpolation(masks.shape[-1], width)
     large: Masks = rows @ np.asarray(masks, np.float32) @ columns.T
-    return large
+    # A constant mask stays constant to the last bit; else its rounding errors would be ranked, and scaled to [0, 1].
+    low, high = (extreme(axis=(-2, -1), keepdims=True).astype(np.float32) for extreme in (masks.min, masks.max))
+    return np.clip(large, low, high, out=large)
 
 
 def min_max(masks: Masks) -> Masks:

@@ -62,6 +62,7 @@ def attention(
         typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else table(result))
     if sheet is not None:
         write_sheet(opened, sheet, rows, street=street, masks=masks, tracklets=tracklets)
+        typer.echo(f"picture in {sheet}", err=True)
 
 
 def open_model(path: Path, *, threads: int = 0) -> OpenModel:

@@ -119,10 +119,10 @@ def test_one_threshold_for_all_frames_and_one_for_each() -> None:
     assert found.iou == pytest.approx(2 / 3)  # at 0.3: two hits, one false; at 0.9: one of two
 
 
-@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.5, 1.0])
 def test_a_constant_mask_tells_nothing(value: float) -> None:
     rng = np.random.default_rng(0)
-    found = mask_quality(np.full((3, 4, 2), value, np.float32), rng.random((3, 16, 8)) < 0.3)
+    found = mask_quality(np.full((3, 7, 3), value, np.float32), rng.random((3, 61, 37)) < 0.3)
     assert found.auc == found.frame_auc == 0.5
     assert found.iou == found.coverage
 
