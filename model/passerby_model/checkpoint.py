@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from passerby.errors import InvalidArgumentError, NotFoundError
 from torch import Tensor
 
-from .backbones import BackboneName
-from .encoder import Aggregation, Architecture, Classifier, TrackletEncoder
+from .aggregation import Aggregation
+from .cosam import Form
+from .encoder import Architecture, Classifier, TrackletEncoder
 
 FORMAT = "passerby-checkpoint-1"
 _LISTED = 5  # keys named in an error before "and N more"
@@ -38,8 +40,9 @@ _UNPICKLER_ERRORS = (
     AttributeError,
 )
 
-# The reference names attention modules by their place in a list: SE-ResNet50 counts its stem, ResNet50 does not.
-_BLOCK_OFFSET: dict[BackboneName, int] = {"se_resnet50": 1, "resnet50": 2, "resnet18": 2}
+# The reference's backbones. It names attention modules by their place in a list, in which SE-ResNet50 counts its stem
+# and ResNet50 does not.
+_BLOCK_OFFSET = {"se_resnet50": 1, "resnet50": 2}
 _RESNET_STAGES = {"0": "stem.0", "1": "stem.1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _COSAM_PARTS = {
     "dim_reduction": "reduce",
@@ -121,22 +124,36 @@ def load(path: Path, *, architecture: Architecture | None = None) -> Checkpoint:
 
     Args:
         path: the file.
-        architecture: for a reference state dict: what it is; guessed from its keys when not given.
+        architecture: what it is; a reference state dict does not always say so, and it is guessed when not given.
 
     Raises:
         NotFoundError: no such file.
-        InvalidArgumentError: not a checkpoint, damaged, or it does not fit.
+        InvalidArgumentError: not a checkpoint, damaged, or of another architecture than `architecture`.
     """
     content = _read(path)
-    if content.get("format") == FORMAT:
-        return Checkpoint(
+    if content.get("format") != FORMAT:
+        return import_reference(_tensors(path, content), architecture)
+    try:
+        saved = Checkpoint(
             architecture=Architecture.from_dict(content["architecture"]),
             class_count=content["class_count"],
             state=content["state"],
             metadata=content["metadata"],
             training=content["training"],
         )
-    return import_reference(_tensors(path, content), architecture)
+    except (KeyError, TypeError) as error:
+        raise InvalidArgumentError(
+            f"{path}: a checkpoint of passerby in which {error} is missing or unknown; it is damaged, or was written by "
+            "a newer version",
+            reason="CHECKPOINT_UNREADABLE",
+        ) from error
+    if architecture is not None and architecture != saved.architecture:
+        raise InvalidArgumentError(
+            f"{path} was trained as {describe(saved.architecture)}, not as {describe(architecture)}; a checkpoint of "
+            "passerby knows its architecture: leave it out",
+            reason="CHECKPOINT_MISMATCH",
+        )
+    return saved
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -165,24 +182,40 @@ def import_reference(state: Mapping[str, Tensor], architecture: Architecture | N
         raise InvalidArgumentError(
             "these weights are not in the naming of the COSAM authors' code: no base.* or no classifier.weight"
         )
-    target = architecture or guess_architecture(state)
+    fits = guess_architecture(state)
+    target = architecture or fits
+    if target.backbone not in _BLOCK_OFFSET:
+        raise InvalidArgumentError(
+            f"these weights are of {describe(fits)}, not of {describe(target)}: the COSAM authors' code has the "
+            f"backbones {' and '.join(_BLOCK_OFFSET)} only",
+            reason="CHECKPOINT_MISMATCH",
+        )
     renamed = {_from_reference(key, target.backbone): value for key, value in state.items()}
     class_count = state["classifier.weight"].shape[0]
     with torch.device("meta"):
         model = Classifier(TrackletEncoder(target), class_count)
-    check_state(renamed, model, target, guess_architecture(state))
+    check_state(renamed, model, target, fits)
     return Checkpoint(target, class_count, renamed, {"source": "reference"})
 
 
 def export_reference(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The inverse of `import_reference`: our weights in the reference's naming."""
+    """The inverse of `import_reference`: our weights in the reference's naming.
+
+    Raises:
+        InvalidArgumentError: a backbone that the authors' code does not have.
+    """
     backbone = checkpoint.architecture.backbone
+    if backbone not in _BLOCK_OFFSET:
+        raise InvalidArgumentError(
+            f"the COSAM authors' code has no {backbone}, only {' and '.join(_BLOCK_OFFSET)}; "
+            "this checkpoint has no name in it"
+        )
     return {_to_reference(key, backbone): value for key, value in checkpoint.state.items()}
 
 
 def guess_architecture(state: Mapping[str, Tensor], height: int = 256, width: int = 128) -> Architecture:
     """The architecture that fits a reference state dict (keys without "module.") for frames of height x width."""
-    backbone: BackboneName = "se_resnet50" if any(k.startswith("base.layer0.") for k in state) else "resnet50"
+    backbone = "se_resnet50" if any(k.startswith("base.layer0.") for k in state) else "resnet50"
     aggregation: Aggregation = "tp"
     if "aggregation.attention_conv.weight" in state:
         aggregation = "ta"
@@ -191,14 +224,22 @@ def guess_architecture(state: Mapping[str, Tensor], height: int = 256, width: in
     found = (_COSAM_KEY.fullmatch(key) for key in state)
     places = sorted({int(match[1]) for match in found if match})
     blocks = tuple(place + _BLOCK_OFFSET[backbone] for place in places)
-    base = Architecture(backbone, (), aggregation, "code", 4, height, width)
+    like_default = Architecture(backbone, blocks, aggregation, "code", 4, height, width)
     if not blocks:
-        return base
+        return like_default
     first = f"attention_modules.attention_modules.{places[0]}.spatial_mask_summary."
-    h, w = base.map_size(blocks[0])
-    volume = state[f"{first}0.weight"].shape[1] if f"{first}0.weight" in state else 3 * h * w
-    form = "code" if f"{first}3.weight" in state else "paper"
-    return Architecture(backbone, blocks, aggregation, form, volume // (h * w) + 1, height, width)  # type: ignore[arg-type]
+    h, w = like_default.map_size(blocks[0])
+    rivals = state[f"{first}0.weight"].shape[1] // (h * w) if f"{first}0.weight" in state else 3
+    form: Form = "code" if f"{first}3.weight" in state else "paper"
+    return Architecture(backbone, blocks, aggregation, form, rivals + 1, height, width)
+
+
+def describe(architecture: Architecture) -> str:
+    """Name, snippet length and frame size in one line, for messages."""
+    return (
+        f"{architecture.name} with {architecture.snippet_length} frames a snippet, "
+        f"{architecture.height} x {architecture.width} pixels"
+    )
 
 
 def check_state(
@@ -223,10 +264,9 @@ def check_state(
         return
     hint = ""
     if fits is not None and fits != target:
-        hint = f"; they would fit {fits.name} with {fits.snippet_length} frames a snippet"
+        hint = f"; they would fit {describe(fits)}"
     raise InvalidArgumentError(
-        f"the weights do not fit {target.name} with {target.snippet_length} frames a snippet{hint}. "
-        + "; ".join(found),
+        f"the weights do not fit {describe(target)}{hint}. " + "; ".join(found),
         reason="CHECKPOINT_MISMATCH",
     )
 
@@ -239,7 +279,8 @@ def _read(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_number()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNPICKLER_ERRORS as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise InvalidArgumentError(
@@ -251,6 +292,13 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def _numpy_number() -> list[Any]:
+    """What a numpy number in a pickle calls: the authors' code stores the rank-1 beside its weights as one."""
+    make = np.float32(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
+    return [(make, "numpy.core.multiarray.scalar"), (make, "numpy._core.multiarray.scalar"), np.dtype, *kinds]
+
+
 def _tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
@@ -260,7 +308,7 @@ def _tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def _from_reference(key: str, backbone: BackboneName) -> str:
+def _from_reference(key: str, backbone: str) -> str:
     """Our name of a reference key; a key without one is returned as it is, for `check_state` to report."""
     cosam = _COSAM_KEY.fullmatch(key)
     if cosam and cosam[2] in _COSAM_PARTS:
@@ -274,7 +322,7 @@ def _from_reference(key: str, backbone: BackboneName) -> str:
     return key
 
 
-def _to_reference(key: str, backbone: BackboneName) -> str:
+def _to_reference(key: str, backbone: str) -> str:
     key = key.removeprefix("encoder.")
     if key.startswith("cosam."):
         _, block, part, tail = key.split(".", 3)

@@ -2,26 +2,25 @@
 
 A name reads backbone+attention+aggregation: `se_resnet50+cosam45+tp` is SE-ResNet50 with COSAM after CNN blocks 4 and
 5 and temporal pooling; `none` instead of `cosam45` is the baseline; `cosam45-paper` is the module as printed in the
-paper instead of as in the authors' code.
+paper instead of as in the authors' code. The backbone may be any network of timm that has stages, by timm's name.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 from passerby.errors import InvalidArgumentError
 from torch import Tensor, nn
 
 from . import aggregation as aggregations
 from . import backbones
-from .backbones import BackboneName
+from .aggregation import Aggregation
 from .cosam import Cosam, Form
 
-Aggregation = Literal["tp", "ta", "rnn"]
 DEFAULT_NAME = "se_resnet50+cosam45+tp"
-_NAME = re.compile(r"(?P<backbone>\w+)\+(?:none|cosam(?P<blocks>[2-5]+)(?P<paper>-paper)?)\+(?P<aggregation>\w+)")
+_NAME = re.compile(r"(?P<backbone>[\w.-]+)\+(?:none|cosam(?P<blocks>[2-5]+)(?P<paper>-paper)?)\+(?P<aggregation>\w+)")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Architecture:
         InvalidArgumentError: a combination that cannot be built; the message says why.
     """
 
-    backbone: BackboneName = "se_resnet50"
+    backbone: str = "se_resnet50"
     cosam: tuple[int, ...] = (4, 5)
     aggregation: Aggregation = "tp"
     form: Form = "code"
@@ -42,7 +41,6 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for value, known, what in (
-            (self.backbone, get_args(BackboneName), "backbone"),
             (self.aggregation, get_args(Aggregation), "aggregation"),
             (self.form, get_args(Form), "form"),
         ):
@@ -50,15 +48,25 @@ class Architecture:
                 raise InvalidArgumentError(f"unknown {what} {value!r}; there are {', '.join(known)}")
         if sorted(set(self.cosam)) != list(self.cosam) or not set(self.cosam) <= {2, 3, 4, 5}:
             raise InvalidArgumentError(f"COSAM goes after CNN blocks 2, 3, 4 and 5, each once, not {self.cosam}")
-        if self.height < 32 or self.width < 32 or self.height % 32 or self.width % 32:
+        if self.form == "paper" and not self.cosam:
             raise InvalidArgumentError(
-                f"height and width must be multiples of 32 (the backbone halves five times), "
-                f"not {self.height} x {self.width}"
+                "the paper's form of COSAM needs a COSAM: name the blocks, or leave the form out"
             )
-        least = 2 if self.cosam else 1
+        self._check_snippet_length()
+        backbones.read(self.backbone, self.height, self.width)
+
+    def _check_snippet_length(self) -> None:
+        """Nothing but temporal pooling has a meaning for a single frame."""
+        reasons = {
+            "ta": "temporal attention weighs frames against each other",
+            "rnn": "a recurrence runs from frame to frame",
+        }
+        reason = "COSAM compares the frames of a snippet" if self.cosam else reasons.get(self.aggregation)
+        least = 2 if reason else 1
         if self.snippet_length < least:
+            why = f" ({reason}; with single frames use {self.backbone}+none+tp)" if reason else ""
             raise InvalidArgumentError(
-                f"{self.name} needs snippets of at least {least} frames, not {self.snippet_length}"
+                f"{self.name} needs snippets of at least {least} frames, not {self.snippet_length}{why}"
             )
 
     @classmethod
@@ -72,13 +80,14 @@ class Architecture:
         if match is None:
             raise InvalidArgumentError(
                 f"unknown architecture {name!r}: write backbone+attention+aggregation, e.g. {DEFAULT_NAME}; "
-                f"backbones {', '.join(get_args(BackboneName))}; attention none or cosam with any of 2345; "
+                "backbones se_resnet50, resnet50 and timm's others; attention none or cosam with any of 2345, each once, "
+                "with -paper for the paper's form; "
                 f"aggregations {', '.join(get_args(Aggregation))}"
             )
         return cls(
-            backbone=match["backbone"],  # type: ignore[arg-type]  # checked in __post_init__
+            backbone=match["backbone"],
             cosam=tuple(int(digit) for digit in match["blocks"] or ""),
-            aggregation=match["aggregation"],  # type: ignore[arg-type]
+            aggregation=match["aggregation"],  # type: ignore[arg-type]  # checked in __post_init__
             form="paper" if match["paper"] else "code",
             snippet_length=snippet_length,
             height=height,
@@ -102,13 +111,22 @@ class Architecture:
         return f"{self.backbone}+{attention}+{self.aggregation}"
 
     @property
+    def anatomy(self) -> backbones.Anatomy:
+        """How the backbone falls into blocks for frames of this size."""
+        return backbones.read(self.backbone, self.height, self.width)
+
+    @property
     def last_stride(self) -> int:
-        """Stride of the last stage: 2 for TA, 1 for TP and RNN (the reference's choice)."""
-        return 2 if self.aggregation == "ta" else 1
+        """Stride of the last stage: the network's own (2) for TA, 1 for TP and RNN (the reference's choice).
+
+        A network whose last stage cannot do without its stride keeps it (convnext: its 2x2 convolutions reduce).
+        """
+        strides = self.anatomy.last_strides
+        return max(strides) if self.aggregation == "ta" else min(strides)
 
     def map_size(self, block: int) -> tuple[int, int]:
         """(h, w) of the feature maps after CNN block 2..5."""
-        return backbones.map_size(block, self.height, self.width, self.last_stride)
+        return self.anatomy.map_size(block, self.last_stride)
 
 
 class TrackletEncoder(nn.Module):
@@ -118,11 +136,11 @@ class TrackletEncoder(nn.Module):
         """Build with random weights: timm's initialisation in the backbone, PyTorch's default elsewhere."""
         super().__init__()
         self.architecture = architecture
-        self.backbone = backbones.Backbone(architecture.backbone, architecture.last_stride)
+        self.backbone = backbones.Backbone(architecture.anatomy, architecture.last_stride)
         self.cosam = nn.ModuleDict(
             {
                 str(block): Cosam(
-                    self.backbone.channels[block - 1],
+                    architecture.anatomy.channels(block),
                     architecture.snippet_length,
                     architecture.map_size(block),
                     architecture.form,
@@ -132,14 +150,14 @@ class TrackletEncoder(nn.Module):
         )
         self.aggregation = aggregations.build(
             architecture.aggregation,
-            self.backbone.channels[-1],
+            architecture.anatomy.channels(5),
             architecture.snippet_length,
             architecture.map_size(5),
         )
 
     @property
     def descriptor_size(self) -> int:
-        """D: 2048 (512 for resnet18), or 512 for RNN."""
+        """D: the width of the backbone's last maps (2048 for the reference's), or 512 for RNN."""
         return self.aggregation.descriptor_size
 
     def forward(self, frames: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
@@ -166,7 +184,7 @@ class TrackletEncoder(nn.Module):
             x = block(x)
             if str(number) in self.cosam:
                 x, mask = self.cosam[str(number)](x)
-                masks[number] = mask.reshape(-1, arch.snippet_length, *arch.map_size(number))
+                masks[number] = mask.reshape(-1, arch.snippet_length, *mask.shape[2:])
         descriptor: Tensor = self.aggregation(x)
         return descriptor, masks
 

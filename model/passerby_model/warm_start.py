@@ -11,13 +11,10 @@ import timm
 from passerby.errors import InvalidArgumentError, UnavailableError
 from torch import Tensor, nn
 
-from passerby_model import checkpoint
-from passerby_model.backbones import TIMM_NAMES, BackboneName
+from passerby_model import backbones, checkpoint
 from passerby_model.encoder import Classifier
 
 HUB = "hub"
-_RESNET_STEM = {"conv1": "stem.0", "bn1": "stem.1"}
-_HEADS = ("last_linear.", "fc.")
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,8 @@ def checkpoint_start(path: Path, identities: Sequence[str]) -> Start:
     return Start(state, (saved.training or {}).get("imitation"))
 
 
-def imagenet_state(backbone: BackboneName, source: str) -> dict[str, Tensor]:
-    """ImageNet weights of a backbone, by our names.
+def imagenet_state(backbone: str, source: str) -> dict[str, Tensor]:
+    """ImageNet weights of a backbone, by our names; without timm's head, which has no place here.
 
     Args:
         backbone: which one.
@@ -90,20 +87,23 @@ def imagenet_state(backbone: BackboneName, source: str) -> dict[str, Tensor]:
 
     Raises:
         NotFoundError, InvalidArgumentError: no such file, or not such weights.
-        UnavailableError: the hub cannot be reached.
+        UnavailableError: the hub cannot be reached, or has no weights of this network.
     """
     theirs = _download(backbone) if source == HUB else checkpoint.read_tensors(Path(source))
+    anatomy = backbones.read(backbone, *backbones.native_size(backbone))
     ours = {}
     for key, value in theirs.items():
-        head, _, tail = key.removeprefix("module.").partition(".")
-        stem = {"layer0": "stem.0"} if backbone == "se_resnet50" else _RESNET_STEM
-        if not key.startswith(_HEADS):
-            ours[f"encoder.backbone.{stem.get(head, head)}.{tail}"] = value
+        name = key.removeprefix("module.")
+        place = anatomy.our_key(name)
+        if place is not None:
+            ours[f"encoder.backbone.{place}"] = value
+        elif name not in anatomy.heads:
+            ours[name] = value  # stays unused, and is reported as such
     return ours
 
 
-def _download(backbone: BackboneName) -> dict[str, Tensor]:
-    name = TIMM_NAMES[backbone]
+def _download(backbone: str) -> dict[str, Tensor]:
+    name = backbones.timm_name(backbone)
     try:
         net: Any = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSError and ValueError
