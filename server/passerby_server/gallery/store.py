@@ -302,8 +302,18 @@ def _translate(error: sqlite3.Error) -> PasserbyError:
 
 
 def _make_folder(folder: Path) -> None:
+    """Makes the folder, if absent, for its owner alone. One that was there keeps its mode, which may be meant so."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if (mode := folder.stat().st_mode & 0o777) & 0o077:
+            logger.warning(
+                "other users can enter the data folder %s (mode %o): what is stored in it is its owner's alone, but they may "
+                "see file names%s; unless that is meant: chmod 700 %s",
+                folder,
+                mode,
+                ", delete files and put others in their place" if mode & 0o022 else "",
+                folder,
+            )
     except OSError as error:
         raise FailedPreconditionError(
             f"cannot use {folder} as data folder: {error.strerror}", reason="STORE_NOT_WRITABLE"

@@ -353,6 +353,23 @@ def _prepare_with(migrations):
     return prepare
 
 
+def test_folder_that_others_can_enter_is_warned_of_and_left_as_it_is(folder, caplog):
+    open_galleries(folder).close()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert not caplog.records
+    folder.chmod(0o755)
+    open_galleries(folder).close()
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    folder.chmod(0o777)
+    open_galleries(folder).close()
+    listed, replaced = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{folder} (mode 755)" in listed
+    assert "delete" not in listed
+    assert "delete files" in replaced
+    assert f"chmod 700 {folder}" in replaced
+
+
 def test_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "data").write_text("")
     with pytest.raises(FailedPreconditionError, match="data folder"):
