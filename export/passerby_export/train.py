@@ -1,6 +1,7 @@
-"""The stage `train`: a configuration and a folder in, checkpoints and a log out. `passerby train`.
+"""The stage `train`: a configuration and a folder in, checkpoints, a log and a report out. `passerby train`.
 
 python -m passerby_export.train recipe.yaml --out runs/first
+accelerate launch --num_processes 2 -m passerby_export.train recipe.yaml --out runs/first
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ SMOOTHING = 0.9
 
 
 def train(config: TrainConfig, out: Path, *, resume: bool = False) -> TrainResult:
-    """Train with progress on the terminal; Ctrl-C or SIGTERM end the run with a saved checkpoint.
+    """Train with progress on the terminal, then write the report; Ctrl-C or SIGTERM end with a saved checkpoint.
 
     Args:
         config: what to compute.
-        out: folder for checkpoints and log.
+        out: folder for checkpoints, log and report.
         resume: go on with the run in `out`.
 
     Raises:
@@ -38,8 +39,14 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> TrainResul
     """
     from passerby_model import training
 
-    with _progress() as reporter, _stop_requests() as stop:
-        return training.train(config, out, reporter=reporter, resume=resume, stop=stop)
+    with _progress() as reporter:
+        with _stop_requests() as stop:
+            result = training.train(config, out, reporter=reporter, resume=resume, stop=stop)
+        if config.report and result.finished and result.main_process:
+            from passerby_model.report import write_report
+
+            write_report(out, tell=reporter.message)
+        return result
 
 
 def train_command(
@@ -48,6 +55,9 @@ def train_command(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and log.", show_default=False)] = Path("runs/train"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    preset: Annotated[
+        str | None, typer.Option(help="Named recipe below the file's keys; --list-presets shows them.")
+    ] = None,
     data: Annotated[
         list[Path] | None, typer.Option(help="Folder of tracklets, instead of the recipe's; may be repeated.")
     ] = None,
@@ -61,26 +71,69 @@ def train_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any other key: --set lr=1e-4 --set augmentation.erase=0.5")
     ] = None,
+    list_presets: Annotated[bool, typer.Option("--list-presets", help="Show the named recipes, and end.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Only write the report of the run in --out, finished or not.")
+    ] = False,
 ) -> None:
     """Train an encoder on tracklets."""
     from passerby.errors import InvalidArgumentError
     from passerby_model import train_config
 
-    flags = {"init": init, "pretrained": pretrained, "iterations": iterations, "seed": seed, "threads": threads}
-    overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    if data:
-        overrides.insert(0, f"data={[{'path': str(path)} for path in data]!r}")
-    overrides += settings or []
+    overrides = _overrides(
+        data,
+        settings,
+        preset=preset,
+        init=init,
+        pretrained=pretrained,
+        iterations=iterations,
+        seed=seed,
+        threads=threads,
+    )
+    if list_presets:
+        _show_presets()
+        return
+    if report:
+        if recipe is not None or resume or overrides:
+            raise InvalidArgumentError("--report trains nothing: it goes with --out alone")
+        _report_alone(out)
+        return
     if recipe is None and not data and not resume:
         raise InvalidArgumentError("nothing to train on: give a recipe (YAML) or --data FOLDER")
     base = train_config.read_config(out).model_dump(mode="json") if recipe is None and resume else None
     config = train_config.load(recipe, overrides, base)  # before torch is imported: errors come at once
     result = train(config, out, resume=resume)
+    if not result.main_process:
+        return
     if not result.finished:
         typer.echo(f"stopped after {result.iterations} iterations; go on with --out {out} --resume")
         return
     outcome = f", validation {result.validation}" if result.validation else ""
     typer.echo(f"{result.checkpoint}: {result.iterations} iterations{outcome}")
+
+
+def _overrides(data: list[Path] | None, settings: list[str] | None, **flags: object) -> list[str]:
+    """What was given on the command line as key=value; --set wins over the flags."""
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    if data:
+        given.insert(0, f"data={[{'path': str(path)} for path in data]!r}")
+    return given + (settings or [])
+
+
+def _show_presets() -> None:
+    import yaml
+    from passerby_model.presets import PRESETS
+
+    for name, preset in PRESETS.items():
+        typer.echo(f"{name}: {preset.summary}")
+        if preset.values:
+            typer.echo("  " + yaml.safe_dump(dict(preset.values), sort_keys=False).strip().replace("\n", "\n  "))
+
+
+def _report_alone(out: Path) -> None:
+    from passerby_model.report import write_report
+
+    typer.echo(write_report(out, tell=lambda text: typer.echo(text, err=True)))
 
 
 class _PlainReporter:
