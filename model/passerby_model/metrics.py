@@ -27,7 +27,10 @@ JUNK_IDENTITY = -1
 """Identity of gallery items that count neither as right nor as wrong (MARS, Market-1501)."""
 
 BLOCK_ROWS = 64
-"""Queries ranked at a time: the scratch copy of their distances fits a second-level cache up to 8,000 items."""
+"""Queries ranked at a time."""
+
+FEW_MATCHES = 40
+"""Up to so many matches, counting what is nearer to each takes less time than sorting all distances of a query."""
 
 AveragePrecision = Literal["plain", "trapezoid"]
 
@@ -192,21 +195,17 @@ class _Ranking:
         distances[:, self._junk] = np.inf
         distances[dropped] = np.inf
         rows, columns = rows[~own], columns[~own]
-        values = distances[rows, columns]
-        ordered = np.sort(distances, axis=1)
-        ranks = np.empty(len(rows), np.int64)  # how many are nearer, as long as there is no tie
+        ranks = np.empty(len(rows), np.int64)
         bounds = np.searchsorted(rows, np.arange(len(distances) + 1))
         for row in np.flatnonzero(np.diff(bounds)):
             matches = slice(bounds[row], bounds[row + 1])
-            ranks[matches] = np.searchsorted(ordered[row], values[matches])
-        after = np.minimum(ranks + 1, distances.shape[1] - 1)
-        tied = (after > ranks) & (ordered[rows, after] == values)
-        for row in np.unique(rows[tied]):
-            counts = np.ones(distances.shape[1], bool)
-            counts[self._junk] = False
-            counts[dropped[1][dropped[0] == row]] = False
-            matches = slice(bounds[row], bounds[row + 1])
-            ranks[matches] = _stable_ranks(distances[row], counts)[columns[matches]]
+            nearer, not_farther = _counts(distances[row], distances[row, columns[matches]])
+            ranks[matches] = nearer
+            if (not_farther - nearer > 1).any():  # something else at the same distance: gallery order decides
+                counts = np.ones(distances.shape[1], bool)
+                counts[self._junk] = False
+                counts[dropped[1][dropped[0] == row]] = False
+                ranks[matches] = _stable_ranks(distances[row], counts)[columns[matches]]
         return rows, ranks[np.lexsort((ranks, rows))]  # rows are in order already
 
     def _same_identity(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -230,6 +229,18 @@ class _Ranking:
             first_match=self._first_match,
             valid_queries=int(valid.sum()),
         )
+
+
+def _counts(
+    distances: NDArray[np.floating], values: NDArray[np.floating]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many of `distances` (G,) are below each of `values` (V,), and how many not above it; int64 (V,) each."""
+    if len(values) <= FEW_MATCHES:
+        counts = [(np.count_nonzero(distances < value), np.count_nonzero(distances <= value)) for value in values]
+        below, not_above = np.array(counts, np.int64).T
+        return below, not_above
+    ordered = np.sort(distances)
+    return np.searchsorted(ordered, values), np.searchsorted(ordered, values, side="right")
 
 
 def _stable_ranks(distances: NDArray[np.floating], counts: NDArray[np.bool_]) -> NDArray[np.int64]:

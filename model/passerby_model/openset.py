@@ -1,4 +1,4 @@
-"""Open-set figures of descriptors: how often strangers match and friends do not, and where to draw the line (numpy only).
+"""Open-set figures of descriptors: how often strangers match and people miss themselves, by threshold (numpy only).
 
 Terms of ISO/IEC 19795-1:2021 (biometric performance testing). Verification, over pairs of tracklets:
 
@@ -266,7 +266,8 @@ class _Smallest:
         self._kept = np.concatenate([self._kept, *self._new])
         self._new, self._new_count = [], 0
         if len(self._kept) > self._wanted:
-            self._kept = np.partition(self._kept, self._wanted - 1)[: self._wanted]
+            self._kept.partition(self._wanted - 1)
+            self._kept = self._kept[: self._wanted].copy()
             self._limit = self._kept.max()
 
     def sorted(self) -> NDArray[np.float32]:

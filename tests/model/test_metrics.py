@@ -155,8 +155,13 @@ def _sets(draw):
     }
 
 
-@given(data=_sets(), block_rows=st.integers(1, 10), kind=st.sampled_from(["plain", "trapezoid"]))
-def test_evaluate_descriptors_equals_the_protocol_written_down_literally(data, block_rows, kind):
+@given(
+    data=_sets(),
+    block_rows=st.integers(1, 10),
+    kind=st.sampled_from(["plain", "trapezoid"]),
+    few=st.sampled_from([0, 2, 40]),
+)
+def test_evaluate_descriptors_equals_the_protocol_written_down_literally(data, block_rows, kind, few):
     labels = {name: rows for name, rows in data.items() if name not in ("query", "gallery")}
     squared = ((data["query"][:, None] - data["gallery"][None]) ** 2).sum(axis=2)
     expected, first_match = _literal(squared, **labels, kind=kind)
@@ -165,7 +170,9 @@ def test_evaluate_descriptors_equals_the_protocol_written_down_literally(data, b
         with pytest.raises(InvalidArgumentError, match="no query has a match"):
             metrics.evaluate_descriptors(**data)
         return
-    result = metrics.evaluate_descriptors(**data, block_rows=block_rows, average_precision=kind, max_rank=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "FEW_MATCHES", few)  # counted or sorted: the same
+        result = metrics.evaluate_descriptors(**data, block_rows=block_rows, average_precision=kind, max_rank=7)
     np.testing.assert_allclose(result.average_precision, expected, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(result.first_match, first_match)
     assert result.valid_queries == valid.sum()
