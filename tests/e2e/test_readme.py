@@ -1,4 +1,7 @@
-"""The README is run: every block of it, in order, against a real server, with data as small as the text allows."""
+"""The README is run: every block of it, in order, against a real server, with data as small as the text allows.
+
+That its commands and flags exist is checked by tests/test_docs.py.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from passerby_client.cli import COMMANDS
 from passerby_model import train_config
 from passerby_model.street import StreetConfig, write
 from passerby_server.config import Batching, Limits
@@ -39,12 +41,6 @@ def block_with(language: str, text: str) -> str:
     found = [block for block in blocks(language) if text in block]
     assert len(found) == 1, f"{len(found)} blocks of README.md hold {text!r}"
     return found[0]
-
-
-def passerby_lines() -> list[list[str]]:
-    """Every `passerby ...` command of README.md and bundles/README.md, split as a shell would."""
-    joined = "\n".join(blocks("sh") + blocks("sh", BUNDLES)).replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in joined.splitlines() if line.startswith("passerby ")]
 
 
 def run(script: str, folder: Path, address: str = "", *, timeout: float = 240) -> str:
@@ -108,33 +104,6 @@ def test_train_and_export(workplace: Path) -> None:
     assert "parity passed" in printed
     assert (workplace / "runs/first/final.pt").exists()
     assert (workplace / "first-bundle/encoder.onnx").exists()
-
-
-@pytest.mark.parametrize("words", passerby_lines(), ids=" ".join)
-def test_every_command_and_flag_exists(words: list[str]) -> None:
-    assert words[1] in COMMANDS
-    nested = [word for word in words[1:3] if not word.startswith("-")]
-    path = nested if words[1] in ("gallery", "tracklet", "model", "bundle") else nested[:1]
-    shown = run(shlex.join(["passerby", *path, "--help"]), ROOT)
-    unknown = [word for word in words if word.startswith("--") and word not in shown]
-    assert not unknown
-
-
-def test_commands_that_text_mentions_exist() -> None:
-    mentioned = re.findall(r"`passerby ([a-z]+)", README)
-    assert mentioned
-    assert set(mentioned) <= set(COMMANDS)
-    assert {f"--{flag}" for flag in re.findall(r"`--([a-z-]+)", README)} <= _all_flags()
-
-
-def _all_flags() -> set[str]:
-    commands = [[name] for name in COMMANDS]
-    commands += [["bundle", "wrap"], ["bundle", "verify"]]
-    return {
-        flag
-        for command in commands
-        for flag in re.findall(r"--[a-z-]+", run(shlex.join(["passerby", *command, "--help"]), ROOT))
-    } | {"--constraint"}  # pip's
 
 
 def test_extras_make_targets_and_image_targets_exist() -> None:
