@@ -1,4 +1,5 @@
-"""Imports point one way: proto <- everyone; model <- export, server; client <- indexer; nobody imports the server."""
+"""Imports point one way: proto <- everyone; model <- export, server; client <- indexer, export (which evaluates running
+servers); nobody imports the server."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ PACKAGES = {
 ALLOWED = {
     "passerby": set[str](),
     "passerby_model": {"passerby"},
-    "passerby_export": {"passerby", "passerby_model"},
+    "passerby_export": {"passerby", "passerby_model", "passerby_client"},
     "passerby_server": {"passerby", "passerby_model"},
     "passerby_client": {"passerby"},
     "passerby_indexer": {"passerby", "passerby_model", "passerby_client"},

@@ -24,6 +24,9 @@ COMMANDS: Mapping[str, Entry] = {
     "health": Entry("passerby_client.commands.health:health", "Say whether the server serves; for probes."),
     "bundle": Entry("passerby_export.cli:bundle", "Wrap, show and verify model bundles.", "export"),
     "train": Entry("passerby_export.train:train_command", "Train an encoder.", "train"),
+    "evaluate": Entry(
+        "passerby_export.evaluate_cli:evaluate_command", "Measure mAP, CMC and thresholds of a model.", "export"
+    ),
     "export": Entry("passerby_export.cli:export", "Export a trained encoder as a bundle.", "export"),
     "data": Entry("passerby_model.datasets.cli:app", "Check a data set before training on it."),
     "attention": Entry(

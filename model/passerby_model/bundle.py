@@ -125,12 +125,14 @@ class Parity(_Part):
 class CalibrationPoint(_Part):
     """One threshold: pairs at most this far apart are called the same person.
 
-    `fmr`: share of impostor pairs (two people) that are; `fnmr`: share of genuine pairs (one person) that are not.
+    `fmr`: at most this share of impostor pairs (two people) are, `errors` of them were; `fnmr`: share of genuine pairs
+    (one person) that are not. With few errors, the rate is a rough one.
     """
 
     fmr: float = Field(gt=0, lt=1)
     threshold: float = Field(ge=0, allow_inf_nan=False)
     fnmr: float = Field(ge=0, le=1)
+    errors: int = Field(ge=1)
 
 
 class NoMatch(_Part):

@@ -7,7 +7,6 @@ trial + descriptors -> ranking (block-wise, re-ranked or not) -> EvaluationResul
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +89,7 @@ def measure(
     attributes: Sequence[str] = (),
     labels: Mapping[str, Mapping[str, str]] | None = None,
     lists: int = 0,
-    hits: int = 10,
+    hits: int = 8,
 ) -> Ranking:
     """Rank the trial's queries in its gallery.
 
@@ -109,8 +108,8 @@ def measure(
         InvalidArgumentError: no query has a match in another camera, there is a single identity, an option is out of
             range, or an attribute that no query has a label for. Messages name data and split.
     """
+    check(trial, data, attributes, labels)
     numbers = _numbers(trial)
-    _check_can_rank(trial, numbers, data)
     details, distances = _rank(trial, table, numbers, average_precision, reranking, max_rank)
     named = trial.labels(trial.tracklets)
     result = EvaluationResult(
@@ -180,28 +179,57 @@ def attribute_results(
     Raises:
         InvalidArgumentError: no query has a label for an attribute.
     """
-    own = [query.attributes if labels is None else labels.get(query.identity, {}) for query in queries]
-    known: dict[str, Counter[str]] = {}
-    for values in own:
-        for name, value in values.items():
-            known.setdefault(name, Counter())[value] += 1
-    if not known:
-        raise InvalidArgumentError(
-            f"{data}: no query has an attribute: give a table of them with --attribute-labels, or leave --attributes out"
-        )
-    names = list(attributes)
-    if names == ["all"]:
-        names = sorted(name for name, values in known.items() if 2 <= len(values) <= MAX_ATTRIBUTE_VALUES)
-    for name in names:
-        if name not in known:
-            raise InvalidArgumentError(
-                f"{data}: no query has a label for the attribute {name!r}; there are {', '.join(sorted(known))}"
-            )
+    own, known = _own_labels(queries, labels)
+    names = _attribute_names(known, attributes, data)
     return tuple(
         _of_value(name, value, np.array([values.get(name) == value for values in own]), details)
         for name in names
         for value in sorted(known[name])
     )
+
+
+def check(
+    trial: Trial,
+    data: str,
+    attributes: Sequence[str] = (),
+    labels: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Refuse what `measure` would refuse of a trial, before anything is embedded.
+
+    Raises:
+        InvalidArgumentError: no query has a match in another camera, there is a single identity, or no query has a
+            label for one of `attributes`.
+    """
+    _check_can_rank(trial, _numbers(trial), data)
+    if attributes:
+        _attribute_names(_own_labels(trial.query, labels)[1], attributes, data)
+
+
+def _own_labels(
+    queries: Sequence[Tracklet], labels: Mapping[str, Mapping[str, str]] | None
+) -> tuple[list[Mapping[str, str]], dict[str, set[str]]]:
+    """Labels of each query, and the values of each attribute among them."""
+    own = [query.attributes if labels is None else labels.get(query.identity, {}) for query in queries]
+    known: dict[str, set[str]] = {}
+    for values in own:
+        for name, value in values.items():
+            known.setdefault(name, set()).add(value)
+    return own, known
+
+
+def _attribute_names(known: Mapping[str, set[str]], wanted: Sequence[str], data: str) -> list[str]:
+    if not known:
+        raise InvalidArgumentError(
+            f"{data}: no query has an attribute: give a table of them with --attribute-labels, or leave --attributes out"
+        )
+    if list(wanted) == ["all"]:
+        return sorted(name for name, values in known.items() if 2 <= len(values) <= MAX_ATTRIBUTE_VALUES)
+    for name in wanted:
+        if name not in known:
+            raise InvalidArgumentError(
+                f"{data}: no query has a label for the attribute {name!r}; there are {', '.join(sorted(known))}"
+            )
+    return list(wanted)
 
 
 def _of_value(name: str, value: str, chosen: NDArray[np.bool_], details: RankingResult) -> AttributeResult:

@@ -54,6 +54,8 @@ def cmc_figure(path: Path, curves: Mapping[str, NDArray[np.float64]], *, title: 
     Raises:
         InvalidArgumentError: no curve, or an empty one.
     """
+    from matplotlib.ticker import MaxNLocator
+
     _require(curves, "CMC curve")
     figure, axes = _axes(title, "rank", "queries with a match, %")
     for number, (name, curve) in enumerate(curves.items()):
@@ -61,6 +63,7 @@ def cmc_figure(path: Path, curves: Mapping[str, NDArray[np.float64]], *, title: 
         axes.plot(np.arange(1, len(shown) + 1), shown, label=_label(name), marker=".", **_style(number))
     axes.set_xlim(0.5, max_rank + 0.5)
     axes.set_ylim(0, 101)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no rank 2.5
     _legend(axes)
     return _save(figure, path)
 

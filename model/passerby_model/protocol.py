@@ -202,8 +202,7 @@ class EvaluationResult:
     def protocol_name(self) -> str:
         """What the figures are called: protocol, AP type, distance, clip scheme."""
         camera = f" {self.query_camera}" if self.query_camera else ""
-        distance = self.metric.replace("squared_euclidean", "squared Euclidean")
-        parts = [f"{self.protocol}{camera}", f"{self.average_precision} AP", f"{distance} distance"]
+        parts = [f"{self.protocol}{camera}", f"{self.average_precision} AP", f"{metric_name(self.metric)} distance"]
         return ", ".join([*parts, *([str(self.rerank)] if self.rerank else []), self.clip_scheme])
 
     def to_dict(self) -> dict[str, Any]:
@@ -247,6 +246,11 @@ def average(results: Sequence[EvaluationResult]) -> SplitAverage:
         cmc=tuple(curves.mean(axis=0).tolist()),
         cmc_deviation=tuple(curves.std(axis=0, ddof=1).tolist()),
     )
+
+
+def metric_name(metric: Metric) -> str:
+    """The metric in words."""
+    return metric.replace("squared_euclidean", "squared Euclidean")
 
 
 def parse_protocol(text: str | None) -> ProtocolName | None:

@@ -230,8 +230,8 @@ def calibrate(root: Path, **changes: Any) -> Calibration:
         "genuine_pairs": 10,
         "impostor_pairs": 1000,
         "points": (
-            CalibrationPoint(fmr=0.01, threshold=0.2, fnmr=0.5),
-            CalibrationPoint(fmr=0.1, threshold=0.4, fnmr=0.3),
+            CalibrationPoint(fmr=0.01, threshold=0.2, fnmr=0.5, errors=9),
+            CalibrationPoint(fmr=0.1, threshold=0.4, fnmr=0.3, errors=9),
         ),
     }
     sealed = Calibration(**values | changes).sealed(manifest.fingerprint)
@@ -281,8 +281,8 @@ def test_the_calibration_of_another_model_is_refused(root: Path) -> None:
         {"points": ()},
         {
             "points": (
-                CalibrationPoint(fmr=0.1, threshold=0.4, fnmr=0.3),
-                CalibrationPoint(fmr=0.2, threshold=0.3, fnmr=0.2),
+                CalibrationPoint(fmr=0.1, threshold=0.4, fnmr=0.3, errors=9),
+                CalibrationPoint(fmr=0.2, threshold=0.3, fnmr=0.2, errors=9),
             )
         },
     ],

@@ -27,8 +27,8 @@ def calibration(thresholds: tuple[float, float], no_match: float | None) -> Cali
         genuine_pairs=500,
         impostor_pairs=2_000,
         points=(
-            CalibrationPoint(fmr=0.01, threshold=thresholds[0], fnmr=0.4),
-            CalibrationPoint(fmr=0.1, threshold=thresholds[1], fnmr=0.1),
+            CalibrationPoint(fmr=0.01, threshold=thresholds[0], fnmr=0.4, errors=9),
+            CalibrationPoint(fmr=0.1, threshold=thresholds[1], fnmr=0.1, errors=9),
         ),
         no_match=NoMatch(fnmr=0.01, threshold=no_match) if no_match is not None else None,
     )
