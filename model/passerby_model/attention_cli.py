@@ -59,7 +59,8 @@ def attention(
     opened = open_model(model, threads=threads)
     if street is not None:
         result = evaluate_street(opened.encode, street, opened.snippet_length, opened.size, limit, masks=masks)
-        typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else table(result))
+        found = {"model": opened.name, **result.to_dict()}
+        typer.echo(json.dumps(found, indent=2) if as_json else table(result))
     if sheet is not None:
         write_sheet(opened, sheet, rows, street=street, masks=masks, tracklets=tracklets)
         typer.echo(f"picture in {sheet}", err=True)

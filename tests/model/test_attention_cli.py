@@ -62,6 +62,7 @@ def test_a_bundle_is_judged(street: Path, bundle: Path, capsys: pytest.CaptureFi
     status, out, _ = run(capsys, bundle, "--street", street, "--json", "--threads", 1)
     assert status == 0
     found, wanted = json.loads(out), evaluate_street(brightness, street, 4, (32, 16)).to_dict()
+    assert found.pop("model") == "tiny"
     assert found.keys() == wanted.keys() == {"tracklets", "frames", "cosam4", "cosam5", "centre_prior"}
     assert (found["tracklets"], found["frames"]) == (6, 30)
     for block in ("cosam4", "cosam5", "centre_prior"):
