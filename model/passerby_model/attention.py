@@ -289,10 +289,12 @@ def tracklet_masks(encode: Encode, tracklet: Tracklet, snippet_length: int, size
         InvalidArgumentError: the encoder gives no masks, or a frame cannot be read.
     """
     indices = snippets.split(len(tracklet.frames), snippet_length)
-    frames = np.stack([preprocess.resize(preprocess.read_image(path), *size) for path in tracklet.frames])
     parts: dict[int, list[Masks]] = {}
     for start in range(0, len(indices), BATCH):
-        _, found = encode(frames[indices[start : start + BATCH]])
+        chunk = indices[start : start + BATCH]
+        shown, places = np.unique(chunk, return_inverse=True)
+        frames = np.stack([preprocess.resize(preprocess.read_image(tracklet.frames[i]), *size) for i in shown])
+        _, found = encode(frames[places.reshape(chunk.shape)])
         for block, masks in found.items():
             parts.setdefault(block, []).append(np.asarray(masks, np.float32).reshape(-1, *masks.shape[2:]))
     if not parts:

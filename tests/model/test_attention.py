@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -309,3 +311,25 @@ def test_a_folder_that_is_no_street_is_refused(street: Path, tmp_path: Path) -> 
     (truth / "ann/entrance/1/1.png").write_bytes(b"not a picture")
     with pytest.raises(InvalidArgumentError, match=r"1\.png: cannot be read"):
         loaded.labels_of(loaded.tracklets[0])
+
+
+def test_neither_torch_nor_opencv_is_needed() -> None:
+    modules = [f"passerby_model.{name}" for name in ("attention", "attention_sheet", "attention_cli", "street_labels")]
+    program = f"import sys; sys.modules['torch'] = sys.modules['cv2'] = None; import {', '.join(modules)}"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_a_long_tracklet_comes_in_order_over_many_calls(street: Path) -> None:
+    path = next(street.rglob("*.jpg"))
+    tracklet = datasets.Tracklet("a", "b", "c", tuple([path] * 70))
+    calls: list[int] = []
+
+    def encode(batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], dict[int, NDArray[np.float32]]]:
+        first = sum(calls) * 4
+        calls.append(len(batch))
+        numbers = ((first + np.arange(len(batch) * 4)) / 100).astype(np.float32)
+        return np.zeros((len(batch), 1), np.float32), {4: numbers.reshape(-1, 4, 1, 1)}
+
+    masks = tracklet_masks(encode, tracklet, 4, (64, 32))
+    assert len(calls) > 1
+    np.testing.assert_allclose(masks[4][:, 0, 0], np.arange(70) / 100, rtol=1e-6)
