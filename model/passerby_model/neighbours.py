@@ -78,7 +78,7 @@ def _offer(nearest: NDArray[np.uint64], distances: NDArray[np.float32], first: i
     if nearest[0, 0] == FAR:  # nothing there yet to compare with
         nearest[:] = _merged(nearest, _nearest_keys(np.ascontiguousarray(distances.T), nearest.shape[1], first))
         return
-    row, column = where(distances <= _distances(nearest[:, -1]))
+    row, column = _where(distances <= _distances(nearest[:, -1]))
     taken, place = np.unique(column, return_inverse=True)
     order = np.argsort(place, kind="stable")
     keys = _padded(place[order], _keys(distances[row, column], first + row)[order], len(taken))
@@ -94,7 +94,7 @@ def _nearest_keys(distances: NDArray[np.float32], count: int, first: int) -> NDA
     # Of `width` groups, `count` have a least distance within the bound: so no row has fewer than `count` within it.
     least = distances[:, : width * group].reshape(rows, group, width).min(axis=1)
     bound = np.partition(least, count - 1, axis=1)[:, count - 1, None]
-    row, column = where(distances <= bound)
+    row, column = _where(distances <= bound)
     keys = _padded(row, _keys(distances[row, column], first + column), rows)
     keys.sort(axis=1)
     return keys[:, :count]
@@ -133,7 +133,7 @@ def _padded(row: NDArray[np.int64], keys: NDArray[np.uint64], rows: int) -> NDAr
     return matrix
 
 
-def where(true: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _where(true: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """np.nonzero of a matrix with few entries, several times faster."""
     row, column = np.divmod(np.flatnonzero(true), true.shape[1])
     return row, column

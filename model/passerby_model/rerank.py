@@ -34,7 +34,7 @@ from passerby_model.distances import (
     squared_euclidean,
     tiles,
 )
-from passerby_model.neighbours import nearest_among, nearest_columns, where
+from passerby_model.neighbours import nearest_among, nearest_columns
 
 BLOCK_ELEMENTS = 1 << 22
 """Elements of the dense scratch matrices (rows x M): 4 Mi, 16 MiB as float32, about what a shared cache holds."""
@@ -308,16 +308,15 @@ def _encode(nearest: NDArray[np.int32], k1: int, distances_of: PairDistances) ->
     for block in blocks:
         neighbours = nearest[block]  # (B, k1 + 1)
         mutual = _mutual(nearest, block)  # (B, k1 + 1)
-        rows = np.arange(len(block))
-        member = np.zeros((len(block), len(nearest)), bool)  # R(i) as a row of booleans
-        owner, slot = np.nonzero(mutual)
-        member[owner, neighbours[owner, slot]] = True
-        candidate, candidate_mutual = half[neighbours], half_mutual[neighbours]  # (B, k1 + 1, half + 1)
-        overlap = (member[rows[:, None, None], candidate] & candidate_mutual).sum(axis=2)
+        member = np.zeros(len(block) * len(nearest), bool)  # R(i) as rows of booleans, laid end to end
+        first = np.arange(len(block)) * len(nearest)
+        member[(first[:, None] + neighbours)[mutual]] = True
+        candidate = first[:, None, None] + half[neighbours]  # (B, k1 + 1, half + 1)
+        candidate_mutual = half_mutual[neighbours]
+        overlap = (member[candidate] & candidate_mutual).sum(axis=2)
         merged = mutual & (overlap > OVERLAP * candidate_mutual.sum(axis=2))
-        owner, slot, entry = np.nonzero(merged[:, :, None] & candidate_mutual)
-        member[owner, candidate[owner, slot, entry]] = True
-        owner, columns = where(member)
+        member[candidate[merged[:, :, None] & candidate_mutual]] = True
+        owner, columns = np.divmod(np.flatnonzero(member), len(nearest))
         weights = np.exp(-distances_of(block[owner], columns))
         collector.add(len(block), owner, columns, weights / np.bincount(owner, weights)[owner])
     return collector.finish()
