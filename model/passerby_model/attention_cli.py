@@ -44,7 +44,12 @@ def attention(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all cores.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Check where a model with COSAM looks: against a street's true silhouettes, and in a picture."""
+    """Check where a model with COSAM looks: against a street's true silhouettes, and in a picture.
+
+    AUC: that a pixel of the person gets more attention than one of the background, over all frames and as the mean
+    of each frame's own; 0.5 is chance. IoU: overlap with the silhouette at the best threshold, one for all frames
+    and each frame's own. Centre prior: the mean silhouette as every frame's mask, the best map that never looks.
+    """
     from passerby.errors import InvalidArgumentError
 
     from passerby_model.attention import evaluate_street
