@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from passerby_model.bundle import Manifest, Parity
 
+
+class _CheckpointFirst(TyperGroup):
+    """`passerby export CHECKPOINT TARGET` is `passerby export checkpoint CHECKPOINT TARGET`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = ["checkpoint", *args]
+        return super().parse_args(ctx, args)
+
+
+export = typer.Typer(name="export", cls=_CheckpointFirst, rich_markup_mode=None)
 bundle = typer.Typer(
     name="bundle", help="Make, show and check the model bundles that a server runs.", no_args_is_help=True
 )
@@ -21,7 +33,8 @@ _Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is 
 _AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
-def export(
+@export.command("checkpoint", epilog="See also: passerby export inspect --help")
+def export_command(
     checkpoint: Annotated[
         Path,
         typer.Argument(help="From `passerby train`, or a state dict of the COSAM authors' code.", show_default=False),
@@ -35,6 +48,10 @@ def export(
         str | None, typer.Option(help="Of a state dict that does not give it away, e.g. se_resnet50+cosam45+tp.")
     ] = None,
     snippet_length: Annotated[int, typer.Option(help="Frames a snippet; only with --architecture.")] = 4,
+    with_cost_volume: Annotated[
+        bool,
+        typer.Option("--with-cost-volume", help="Also give what each COSAM's correlation computes, for verification."),
+    ] = False,
     force: _Force = False,
 ) -> None:
     """Make a bundle from a checkpoint, proven equal to it on every runtime and batch size."""
@@ -52,9 +69,38 @@ def export(
 
     parsed = Architecture.parse(architecture, snippet_length=snippet_length) if architecture else None
     manifest = export_checkpoint(
-        checkpoint, target, precision=as_precision(precision), name=name, architecture=parsed, force=force
+        checkpoint,
+        target,
+        precision=as_precision(precision),
+        name=name,
+        architecture=parsed,
+        with_cost_volume=with_cost_volume,
+        force=force,
     )
     _print_written(target, manifest)
+
+
+@export.command("inspect")
+def inspect_command(
+    path: Annotated[
+        Path, typer.Argument(help="A bundle, an .onnx file, or the .xml of an OpenVINO IR.", show_default=False)
+    ],
+    as_json: _AsJson = False,
+) -> None:
+    """Versions, inputs, outputs, operators and sizes of an encoder, and the nodes of its correlation (NCC)."""
+    from .inspection import inspect_encoder
+
+    encoders = [path]
+    if path.is_dir():
+        from passerby_model.bundle import read_manifest
+
+        encoders = [path / read_manifest(path).encoder]
+    reports = [inspect_encoder(encoder) for encoder in encoders]
+    if as_json:
+        typer.echo(json.dumps([report.to_dict() for report in reports], indent=2))
+        return
+    for report in reports:
+        typer.echo("\n".join(report.lines()))
 
 
 @bundle.command("wrap")
@@ -126,6 +172,10 @@ def show_command(path: _Bundle, as_json: _AsJson = False) -> None:
         "parity": _parity_summary(manifest.parity),
     }.items():
         typer.echo(f"{key:13}{value}")
+    if manifest.calibration is not None:
+        from .calibrate import calibration_lines
+
+        typer.echo("\n  ".join(["calibration", *calibration_lines(manifest.calibration)]))
     if manifest.training:
         typer.echo("training")
         typer.echo("  " + json.dumps(manifest.training, indent=2).replace("\n", "\n  "))

@@ -16,7 +16,7 @@ from passerby_model.encoder import Architecture, TrackletEncoder
 from passerby_model.preprocess import normalise
 
 from .bundle import check_target, new_bundle, seal
-from .onnx_export import mask_name, to_onnx
+from .onnx_export import add_cost_volumes, mask_name, to_onnx
 from .parity import BATCHES, LIMITS, Reference, check_encoder
 from .storage import Precision, store_weights
 
@@ -30,6 +30,7 @@ def export(
     precision: Precision = "fp32",
     name: str | None = None,
     architecture: Architecture | None = None,
+    with_cost_volume: bool = False,
     force: bool = False,
 ) -> Manifest:
     """Write a bundle of the encoder in `checkpoint` to `target`.
@@ -43,6 +44,7 @@ def export(
         precision: how weights are stored, see `storage`.
         name: of the model; default: its architecture.
         architecture: for a state dict of the authors' code that does not give it away.
+        with_cost_volume: add the cost volume of each COSAM to the outputs (`onnx_export.add_cost_volumes`).
         force: replace a bundle at `target`.
 
     Raises:
@@ -56,7 +58,13 @@ def export(
     loaded = checkpoints.load(checkpoint, architecture=architecture)
     encoder = loaded.build().encoder
     return export_encoder(
-        encoder, target, precision=precision, name=name, training=_origin(checkpoint, loaded), force=force
+        encoder,
+        target,
+        precision=precision,
+        name=name,
+        training=_origin(checkpoint, loaded),
+        with_cost_volume=with_cost_volume,
+        force=force,
     )
 
 
@@ -67,6 +75,7 @@ def export_encoder(
     precision: Precision = "fp32",
     name: str | None = None,
     training: dict[str, object] | None = None,
+    with_cost_volume: bool = False,
     force: bool = False,
 ) -> Manifest:
     """`export` for an encoder in memory; `training` says where its weights come from. Errors as there."""
@@ -74,7 +83,10 @@ def export_encoder(
     encoder.eval()
     with new_bundle(target, force=force) as folder:
         path = folder / "encoder.onnx"
-        path.write_bytes(_serialised(store_weights(to_onnx(encoder), precision)))
+        graph = to_onnx(encoder)
+        if with_cost_volume:
+            graph = add_cost_volumes(graph, arch)
+        path.write_bytes(_serialised(store_weights(graph, precision)))
         input = Input(snippet_length=arch.snippet_length, height=arch.height, width=arch.width)
         parity = check_encoder(
             path,

@@ -2,88 +2,46 @@
 
 torch.onnx's exporter over torch.export is used: it knows every shape but the batch, folds batch normalisation into
 the convolutions, and says for each node which module it comes from. That scope becomes the node's name, so that the
-correlation (`encoder/cosam.4/ncc/...`) can be found in the file, shown, and kept in single precision.
+correlation (`encoder/cosam.4/ncc/...`) can be found in the file, shown, and kept in single precision. It is a name and
+no ONNX function because names reach what OpenVINO finally runs, where its precision can be read off (`inspection.py`).
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import copy
 import io
 import logging
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 from passerby.errors import FailedPreconditionError
+from passerby_model.backends.base import NCC_SCOPE
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME
-from passerby_model.encoder import TrackletEncoder
-from passerby_model.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from torch import Tensor, nn
+from passerby_model.encoder import Architecture, TrackletEncoder
 
-# The exporter's own opset, so that nothing is converted; ONNX Runtime reads it since 1.14, OpenVINO since 2023,
-# TensorRT since 8.6.
+from .deployed import DeployedEncoder
+
+# What the oldest runtimes that we install read (ONNX Runtime 1.24, OpenVINO 2026.0, TensorRT 10.0), and the exporter's
+# own opset, so that nothing is converted.
 OPSET = 18
+IR_VERSION = 10
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _HALF_TYPES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
-
-
-class DeployedEncoder(nn.Module):
-    """The encoder as it is served: pixels in, normalisation inside, no classifier."""
-
-    def __init__(self, encoder: TrackletEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-        lstm = getattr(encoder.aggregation, "lstm", None)
-        if isinstance(lstm, nn.LSTM):
-            self.encoder = copy.deepcopy(encoder)
-            self.encoder.aggregation.lstm = UnrolledLstm(lstm, encoder.architecture.snippet_length)
-        std = torch.tensor(IMAGENET_STD, dtype=torch.float64)
-        mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)
-        # (pixel / 255 - mean) / std as one product and one sum.
-        self.register_buffer("scale", (1 / (255 * std)).float().reshape(3, 1, 1))
-        self.register_buffer("shift", (-mean / std).float().reshape(3, 1, 1))
-        self.scale: Tensor
-        self.shift: Tensor
-
-    def forward(self, snippets: Tensor) -> tuple[Tensor, ...]:
-        """uint8 (B, N, H, W, 3) RGB -> descriptor float (B, D), then masks float (B, N, h, w) by rising CNN block."""
-        frames = snippets.permute(0, 1, 4, 2, 3).float() * self.scale + self.shift
-        descriptor, masks = self.encoder(frames)
-        return descriptor, *(masks[block] for block in sorted(masks))
-
-
-class UnrolledLstm(nn.Module):
-    """One-layer LSTM written out for N frames: torch.export makes a loop of nn.LSTM, which runtimes run badly."""
-
-    def __init__(self, lstm: nn.LSTM, snippet_length: int) -> None:
-        super().__init__()
-        self.snippet_length, self.hidden_size = snippet_length, lstm.hidden_size
-        self.into = nn.Linear(lstm.input_size, 4 * lstm.hidden_size)
-        self.again = nn.Linear(lstm.hidden_size, 4 * lstm.hidden_size)
-        named = dict(lstm.named_parameters())
-        self.into.weight, self.into.bias = named["weight_ih_l0"], named["bias_ih_l0"]
-        self.again.weight, self.again.bias = named["weight_hh_l0"], named["bias_hh_l0"]
-
-    def forward(self, sequence: Tensor) -> tuple[Tensor, None]:
-        """float (B, N, C) -> (outputs float (B, N, hidden), None), the first element as of nn.LSTM."""
-        hidden = cell = sequence.new_zeros(1, self.hidden_size)
-        outputs = []
-        for n in range(self.snippet_length):
-            gates = self.into(sequence[:, n]) + self.again(hidden)
-            enter, forget, new, leave = gates.chunk(4, dim=1)  # PyTorch's order: i, f, g, o
-            cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
-            hidden = torch.sigmoid(leave) * torch.tanh(cell)
-            outputs.append(hidden)
-        return torch.stack(outputs, dim=1), None
 
 
 def mask_name(block: int) -> str:
     """Name of the output with the masks of the COSAM after CNN block `block`."""
     return f"mask_cosam{block}"
+
+
+def cost_volume_name(block: int) -> str:
+    """Name of the output with the cost volume of that COSAM, where it was asked for."""
+    return f"cost_volume_cosam{block}"
 
 
 def to_onnx(encoder: TrackletEncoder) -> onnx.ModelProto:
@@ -108,14 +66,35 @@ def to_onnx(encoder: TrackletEncoder) -> onnx.ModelProto:
     if program is None:
         raise FailedPreconditionError("torch.onnx.export gave no graph", reason="EXPORT_FAILED")
     model: onnx.ModelProto = program.model_proto
+    model.ir_version = IR_VERSION
     _tidy(model)
     check_graph(model, blocks=arch.cosam)
     return model
 
 
+def add_cost_volumes(model: onnx.ModelProto, arch: Architecture) -> onnx.ModelProto:
+    """A copy of `model` that also gives what each COSAM's correlation computes, for verification.
+
+    The outputs: float32 (B, N, (N-1)*h*w, h, w), channels as `passerby_model.cosam` orders them.
+    """
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    graph = shown.graph
+    for block in arch.cosam:
+        volume = ncc_nodes(shown, block)[-1].output[0]  # nodes are in the order in which they run
+        height, width = arch.map_size(block)
+        sizes = [-1, arch.snippet_length, (arch.snippet_length - 1) * height * width, height, width]
+        name = cost_volume_name(block)
+        graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), f"{name}/shape"))
+        graph.node.append(helper.make_node("Reshape", [volume, f"{name}/shape"], [name], name=f"{name}/Reshape"))
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *sizes[1:]]))
+    onnx.checker.check_model(shown)
+    return shown
+
+
 def ncc_nodes(model: onnx.ModelProto, block: int) -> list[onnx.NodeProto]:
     """The nodes of the normalised cross-correlation of the COSAM after CNN block `block`, by their names."""
-    return [node for node in model.graph.node if f"/cosam.{block}/ncc/" in f"/{node.name}"]
+    return [node for node in model.graph.node if f"/cosam.{block}{NCC_SCOPE}" in f"/{node.name}"]
 
 
 def check_graph(model: onnx.ModelProto, *, blocks: tuple[int, ...]) -> None:

@@ -8,6 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from passerby_export.onnx_export import to_onnx
+
+from tests.export.networks import SMALL, Network, random_encoder
 
 HEIGHT, WIDTH, VALUES = 32, 16, 6
 
@@ -83,3 +86,10 @@ def by_hand(frames: np.ndarray, path: Path, *, prepare) -> np.ndarray:
 def frames() -> np.ndarray:
     """uint8 (5, H, W, 3): five frames for the small foreign models."""
     return np.random.default_rng(0).integers(0, 256, (5, HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def network() -> Network:
+    """A small COSAM encoder, traced once for all tests."""
+    encoder = random_encoder(SMALL)
+    return Network(encoder, to_onnx(encoder))

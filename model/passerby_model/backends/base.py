@@ -6,7 +6,7 @@ The batch contract is checked on both sides of every call: as many rows come bac
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -21,15 +21,20 @@ BackendKind = Literal["auto", "openvino", "onnxruntime"]
 EncoderFormat = Literal["onnx", "openvino"]
 
 MASK_OUTPUT = re.compile(r"mask_cosam(\d+)")
+COST_VOLUME_OUTPUT = re.compile(r"cost_volume_cosam(\d+)")
+NCC_SCOPE = "/ncc/"
+"""In the name of every operator of a COSAM's correlation, and of no other; it is computed in float32 always."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """What the encoder makes of a batch: `descriptors` float32 (B, D); `masks` maps a CNN block to
-    float32 (B, N, h, w) in [0, 1], empty for an encoder without COSAM."""
+    float32 (B, N, h, w) in [0, 1], empty for an encoder without COSAM; `cost_volumes` to float32
+    (B, N, (N-1)*h*w, h, w) in about [-1, 1], empty unless the encoder was exported with them."""
 
     descriptors: NDArray[np.float32]
     masks: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    cost_volumes: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,12 @@ def check_encoded(encoded: Encoded, batch: int, spec: EncoderSpec) -> Encoded:
     return encoded
 
 
+def blocks_of(pattern: re.Pattern[str], names: Iterable[str]) -> dict[int, str]:
+    """The outputs among `names` that match `pattern` (MASK_OUTPUT, COST_VOLUME_OUTPUT): CNN block -> name, ascending."""
+    found = {int(match.group(1)): name for name in names if (match := pattern.fullmatch(name))}
+    return dict(sorted(found.items()))
+
+
 def spec_from_graph(
     path: object,
     inputs: Mapping[str, tuple[int | None, ...]],
@@ -131,8 +142,7 @@ def spec_from_graph(
     descriptor = outputs.get(DESCRIPTOR_NAME)
     if descriptor is None or len(descriptor) != 2:
         raise _no_encoder(path, f"it must have an output `{DESCRIPTOR_NAME}` (B, D), it has {dict(outputs)}")
-    blocks = [int(match.group(1)) for name in outputs if (match := MASK_OUTPUT.fullmatch(name))]
-    return EncoderSpec(shape[1], shape[2], shape[3], descriptor[1], tuple(sorted(blocks)))
+    return EncoderSpec(shape[1], shape[2], shape[3], descriptor[1], tuple(blocks_of(MASK_OUTPUT, outputs)))
 
 
 def check_manifest(spec: EncoderSpec, manifest: Manifest) -> EncoderSpec:

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from passerby.errors import InternalError
 
 from passerby_model.backends.base import (
+    COST_VOLUME_OUTPUT,
     BackendName,
     Encoded,
     EncoderSpec,
+    blocks_of,
     check_encoded,
     check_manifest,
     check_snippets,
@@ -58,7 +60,10 @@ class OnnxRuntimeBackend:
         spec = _spec(path, self._session)
         self.spec: EncoderSpec = spec if manifest is None else check_manifest(spec, manifest)
         self.precision = precision
+        names = [port.name for port in self._session.get_outputs()]
+        self._volumes = blocks_of(COST_VOLUME_OUTPUT, names)
         self._outputs = [DESCRIPTOR_NAME, *(f"mask_cosam{block}" for block in self.spec.mask_blocks)]
+        self._outputs += self._volumes.values()
 
     def encode(self, snippets: NDArray[np.uint8]) -> Encoded:
         """See `Backend.encode`: uint8 (B, N, H, W, 3) -> descriptors float32 (B, D), masks float32 (B, N, h, w)."""
@@ -67,9 +72,11 @@ class OnnxRuntimeBackend:
             outputs = self._session.run(self._outputs, {INPUT_NAME: np.ascontiguousarray(snippets)})
         except Exception as error:  # its errors share no base but Exception
             raise InternalError(f"ONNX Runtime failed: {error}", reason="ENCODER_FAILED") from error
-        descriptors, *masks = (np.asarray(output, dtype=np.float32) for output in outputs)
-        encoded = Encoded(descriptors, dict(zip(self.spec.mask_blocks, masks, strict=True)))
-        return check_encoded(encoded, len(snippets), self.spec)
+        descriptors, *rest = (np.asarray(output, dtype=np.float32) for output in outputs)
+        count = len(self.spec.mask_blocks)
+        masks = dict(zip(self.spec.mask_blocks, rest[:count], strict=True))
+        volumes = dict(zip(self._volumes, rest[count:], strict=True))
+        return check_encoded(Encoded(descriptors, masks, volumes), len(snippets), self.spec)
 
 
 def _spec(path: Path, session: Any) -> EncoderSpec:

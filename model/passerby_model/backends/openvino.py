@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 from passerby.errors import InternalError
 
 from passerby_model.backends.base import (
+    COST_VOLUME_OUTPUT,
     MASK_OUTPUT,
     BackendName,
     Encoded,
     EncoderSpec,
+    blocks_of,
     check_encoded,
     check_manifest,
     check_snippets,
@@ -32,6 +35,16 @@ from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
 openvino = import_openvino()
 
 InferencePrecision = Literal["f32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One operator that runs: the layers of the file that became it, the number format that it computes in, and that
+    of its result (`f32`, `bf16`, `u8`, `i8`...)."""
+
+    layers: tuple[str, ...]
+    computed_in: str
+    result: str
 
 
 class OpenVinoBackend:
@@ -68,6 +81,8 @@ class OpenVinoBackend:
         self.precision = "bf16" if inference_precision == "bf16" and precision != "int8" else precision
         compiled = core.compile_model(model, "CPU", _settings(threads, streams, inference_precision))
         self._masks = {block: f"mask_cosam{block}" for block in self.spec.mask_blocks}
+        self._volumes = blocks_of(COST_VOLUME_OUTPUT, [_name(port) for port in model.outputs])
+        self._compiled = compiled
         self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
         for _ in range(max(1, streams)):
             self._requests.put(compiled.create_infer_request())
@@ -79,15 +94,35 @@ class OpenVinoBackend:
         try:
             request.infer({INPUT_NAME: np.ascontiguousarray(snippets)}, share_inputs=True)
             # The tensors are the request's own memory: they have to be copied before it is used again.
-            descriptors = np.array(request.get_tensor(DESCRIPTOR_NAME).data, dtype=np.float32)
-            masks = {
-                block: np.array(request.get_tensor(name).data, dtype=np.float32) for block, name in self._masks.items()
-            }
+            descriptors = _copy(request, DESCRIPTOR_NAME)
+            masks = {block: _copy(request, name) for block, name in self._masks.items()}
+            volumes = {block: _copy(request, name) for block, name in self._volumes.items()}
         except RuntimeError as error:
             raise InternalError(f"OpenVINO failed: {error}", reason="ENCODER_FAILED") from error
         finally:
             self._requests.put(request)
-        return check_encoded(Encoded(descriptors, masks), len(snippets), self.spec)
+        return check_encoded(Encoded(descriptors, masks, volumes), len(snippets), self.spec)
+
+    def executed(self) -> list[Executed]:
+        """The operators as they run, after all that OpenVINO fused and rewrote."""
+        return [
+            Executed(
+                layers=tuple(str(_value(info, "originalLayersNames")).split(",")),
+                computed_in=str(_value(info, "runtimePrecision")),
+                result=operation.get_output_element_type(0).to_string(),
+            )
+            for operation in self._compiled.get_runtime_model().get_ordered_ops()
+            if (info := operation.get_rt_info())
+        ]
+
+
+def _copy(request: Any, name: str) -> NDArray[np.float32]:
+    return np.array(request.get_tensor(name).data, dtype=np.float32)
+
+
+def _value(info: Any, key: str) -> Any:
+    value = info[key]
+    return getattr(value, "value", value)  # plain, or wrapped in OpenVINO's Any
 
 
 def _settings(threads: int, streams: int, inference_precision: InferencePrecision) -> dict[str, Any]:
@@ -111,7 +146,7 @@ def _name(port: Any) -> str:
     """The contract's name among a tensor's names (conversion may leave several on one tensor)."""
     names = sorted(port.get_names())
     for name in names:
-        if name in (INPUT_NAME, DESCRIPTOR_NAME) or MASK_OUTPUT.fullmatch(name):
+        if name in (INPUT_NAME, DESCRIPTOR_NAME) or MASK_OUTPUT.fullmatch(name) or COST_VOLUME_OUTPUT.fullmatch(name):
             return str(name)
     return str(names[0]) if names else ""
 
