@@ -80,7 +80,7 @@ def _by_part(path: Path) -> dict[str, list[Tracklet]]:
     for number, row in enumerate(rows, start=1):
         if number == 1:
             _refuse_unknown_columns(path, row)
-        identity, camera, tracklet = (check_name(path, f"a {name}", _text(row, name)) for name in REQUIRED[:3])
+        identity, camera, tracklet = (check_name(path, f"the {name}", _text(row, name)) for name in REQUIRED[:3])
         one = growing.setdefault((identity, camera, tracklet), _Growing(_text(row, "part")))
         _add(path, number, row, one, listings)
     found: dict[str, list[Tracklet]] = {}

@@ -49,7 +49,6 @@ def read_half(root: Path, tables: Path, half: str) -> tuple[Tracklet, ...]:
     Raises:
         NotFoundError: a table or name list is missing.
         InvalidArgumentError: a table is broken, leaves its name list, contradicts the names, or repeats a tracklet.
-        FailedPreconditionError: scipy, which reads the tables, is not installed.
     """
     path = tables / _TRACKS[half]
     rows = read_matrix(path, f"track_{half}_info", columns=4)

@@ -1,25 +1,33 @@
-"""Integer matrices of MATLAB files (version 5), of untrusted origin.
+"""Matrices of whole numbers in MATLAB files (version 5, which MATLAB 5 to 7 write), of untrusted origin.
 
-scipy reads them; it is imported here alone and only when a table is read, since folders of images do without.
+Source: MathWorks, "MAT-File Format", chapter 1 (level 5). A file is a header of 128 bytes and a row of elements, each a
+tag (type, bytes) and data; a compressed element holds another; a matrix holds flags, dimensions, name and numbers.
+
+Own code, since scipy.io.loadmat crashes the process (a segmentation fault) on files with a few changed bytes, and since
+this much of the format is short: sets with tables can be read without scipy.
 """
 
 from __future__ import annotations
 
-import io
+import itertools
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from passerby.errors import FailedPreconditionError
 
-from passerby_model.datasets.files import MAX_TABLE_BYTES, broken, read_bytes, shown
+from passerby_model.datasets.files import MAX_TABLE_BYTES, broken, read_bytes
 
-MAX_FILE_BYTES = 64 * 2**20
 _HEADER_BYTES = 128
-_COMPRESSED = 15  # miCOMPRESSED, MAT-File Level 5 format
-_INTEGRAL = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "double", "single")
+_HDF5_HEADER_BYTES = 512
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_MATRIX, _COMPRESSED = 14, 15  # miMATRIX, miCOMPRESSED
+_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_NUMERIC_CLASSES = range(6, 16)  # mxDOUBLE_CLASS to mxUINT64_CLASS
+_COMPLEX = 0x0800
+_LARGEST = 2**53  # whole numbers above are not exact as double
 
 
 def read_matrix(path: Path, key: str, columns: int | None = None) -> NDArray[np.int64]:
@@ -29,48 +37,76 @@ def read_matrix(path: Path, key: str, columns: int | None = None) -> NDArray[np.
         NotFoundError: the file cannot be read.
         InvalidArgumentError: no MATLAB file of version 5, no such matrix, another number of columns, values that are
             no whole numbers, or more than any table of a data set needs.
-        FailedPreconditionError: scipy is not installed.
     """
-    data = read_bytes(path, MAX_FILE_BYTES)
-    _refuse_bombs(path, data)
-    loaded = _load(path, data, key)
-    if loaded.ndim != 2 or (columns is not None and loaded.size and loaded.shape[1] != columns):
-        raise broken(path, f"{key} is {loaded.shape}; it takes rows of {columns} columns")
-    if not np.all(np.isfinite(loaded)) or not np.all(loaded == np.floor(loaded)) or np.any(np.abs(loaded) > 2**53):
+    data = read_bytes(path)
+    if data[_HDF5_HEADER_BYTES:].startswith(_HDF5):
+        raise broken(path, "a MATLAB file of version 7.3; save it with -v7")
+    try:
+        matrix = _find(data, key)
+    except (ValueError, struct.error, zlib.error) as error:
+        raise broken(path, f"no MATLAB file of version 5 with a matrix {key}: {error}") from error
+    if columns is not None and matrix.size and matrix.shape[1] != columns:
+        raise broken(path, f"{key} is {matrix.shape}; it takes rows of {columns} columns")
+    if not np.all(np.isfinite(matrix)) or np.any(matrix != np.floor(matrix)) or np.any(np.abs(matrix) > _LARGEST):
         raise broken(path, f"{key} holds values that are no whole numbers")
-    matrix = loaded.astype(np.int64)
-    return matrix.reshape(-1, columns) if columns is not None else matrix
+    whole = matrix.astype(np.int64)
+    return whole.reshape(-1, columns) if columns is not None else whole
 
 
-def _load(path: Path, data: bytes, key: str) -> NDArray[np.generic]:
-    try:
-        from scipy import io as scipy_io
-    except ModuleNotFoundError as error:
-        raise FailedPreconditionError(
-            f"{shown(path)}: MATLAB tables need scipy: pip install 'passerby[train]'", reason="EXTRA_MISSING"
-        ) from error
-    try:
-        kinds = {name: kind for name, _, kind in scipy_io.whosmat(io.BytesIO(data))}
-        if kinds.get(key) in _INTEGRAL:
-            return np.asarray(scipy_io.loadmat(io.BytesIO(data), variable_names=[key])[key])
-    except Exception as error:
-        raise broken(path, f"no MATLAB file of version 5: {error}") from error
-    raise broken(path, f"no numeric matrix {key}; there are {', '.join(f'{n} ({k})' for n, k in kinds.items())[:200]}")
+def _find(data: bytes, key: str) -> NDArray[np.float64]:
+    order = {b"IM": "<", b"MI": ">"}.get(data[126:_HEADER_BYTES])
+    if order is None or struct.unpack_from(f"{order}H", data, 124)[0] != 0x0100:
+        raise ValueError("another header")
+    names = []
+    for kind, element in _unpacked(data[_HEADER_BYTES:], order):
+        if kind == _MATRIX:
+            parts = list(itertools.islice(_elements(element, order), 4))
+            name = bytes(parts[2][1]).decode("latin1") if len(parts) == 4 else ""
+            if name == key:
+                return _matrix(parts, order)
+            names.append(name)
+    raise ValueError(f"there are {', '.join(names)[:200] or 'none'}")
 
 
-def _refuse_bombs(path: Path, data: bytes) -> None:
-    """Unpacks every compressed element within the limit, before scipy does so without one."""
-    order = ">" if data[126:128] == b"MI" else "<"
-    place, unpacked = _HEADER_BYTES, 0
-    while place + 8 <= len(data):
+def _matrix(parts: list[tuple[int, memoryview]], order: str) -> NDArray[np.float64]:
+    """From flags, dimensions, name and real part; float64 (rows, columns)."""
+    (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
+    if flags & 0xFF not in _NUMERIC_CLASSES or flags & _COMPLEX:
+        raise ValueError("its values are no real numbers")
+    sizes = np.frombuffer(parts[1][1], np.dtype(f"{order}i4")).tolist()
+    kind, numbers = parts[3]
+    values = np.frombuffer(numbers, np.dtype(order + _NUMBERS[kind])) if kind in _NUMBERS else None
+    if values is None or len(sizes) != 2 or min(sizes) < 0 or sizes[0] * sizes[1] != len(values):
+        raise ValueError(f"its dimensions are {sizes}, which is no table, or not as many as its values")
+    return values.astype(np.float64).reshape(sizes, order="F")
+
+
+def _unpacked(data: bytes, order: str) -> Iterator[tuple[int, memoryview]]:
+    """The outermost elements, out of their compression."""
+    left = MAX_TABLE_BYTES
+    for kind, element in _elements(memoryview(data), order):
+        if kind != _COMPRESSED:
+            yield kind, element
+            continue
+        content = zlib.decompressobj().decompress(element, left)
+        left -= len(content)
+        if left <= 0:
+            raise ValueError(f"unpacks to more than {MAX_TABLE_BYTES} bytes")
+        yield from _elements(memoryview(content), order)
+
+
+def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """Type and data of each element in a row of them."""
+    place = 0
+    while place < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, place)
-        place += 8
-        if kind == _COMPRESSED:
-            try:
-                element = zlib.decompressobj().decompress(data[place : place + size], MAX_TABLE_BYTES)
-            except zlib.error as error:
-                raise broken(path, f"no MATLAB file of version 5: {error}") from error
-            unpacked += len(element)
-        place += size
-        if unpacked >= MAX_TABLE_BYTES:
-            raise broken(path, f"unpacks to more than {MAX_TABLE_BYTES} bytes")
+        start = place + 8
+        end = start + size
+        if kind >> 16:  # a small element: type and size share four bytes, the data are the other four
+            kind, size = kind & 0xFFFF, kind >> 16
+            start = place + 4
+            end = start + size
+        if end > len(data) or (start == place + 4 and size > 4):
+            raise ValueError("cut short")
+        yield kind, data[start:end]
+        place = end if kind == _COMPRESSED else -(-end // 8) * 8

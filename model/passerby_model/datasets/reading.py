@@ -32,7 +32,7 @@ def read(
         NotFoundError: nothing is there, or the part asked for is not.
         InvalidArgumentError: no tracklets, something broken or where it does not belong, an unknown identity, or
             signs of two formats.
-        FailedPreconditionError: a table needs a package that is not installed.
+        FailedPreconditionError: a Parquet manifest, and pyarrow is not installed.
     """
     if part not in get_args(Part):
         raise InvalidArgumentError(f"part is one of {', '.join(get_args(Part))}; got {part!r}")

@@ -73,7 +73,11 @@ def _test(root: Path, partitions: Mapping[str, Any]) -> dict[int, tuple[Tracklet
     path = root / PARTITIONS
     names = _names(root, "test_im_names", partitions)
     marks = partitions.get("test_marks")
-    if not isinstance(marks, list) or len(marks) != len(names) or not set(marks) <= {QUERY, GALLERY, MULTI_QUERY}:
+    if (
+        not isinstance(marks, list)
+        or len(marks) != len(names)
+        or not all(isinstance(mark, int) and mark in (QUERY, GALLERY, MULTI_QUERY) for mark in marks)
+    ):
         raise broken(path, f"test_marks is not {len(names)} numbers 0, 1 or 2, one for each of test_im_names")
     mark_of = dict(zip(names, marks, strict=True))
     found: dict[int, tuple[Tracklet, ...]] = {QUERY: (), GALLERY: (), MULTI_QUERY: ()}

@@ -73,9 +73,10 @@ class _Call:
 
 
 def load(path: Path) -> Any:
-    """What the pickle holds: None, booleans, numbers, text, bytes, and lists and dictionaries of them; arrays are lists.
+    """What the pickle holds: None, booleans, numbers, text, bytes, and lists and dictionaries of them.
 
-    Text of Python 2 is read as Latin-1.
+    Arrays that are values of the outermost dictionary are lists; any deeper in are objects that tell nothing. Text of
+    Python 2 is read as Latin-1.
 
     Raises:
         NotFoundError: the file cannot be read.

@@ -28,7 +28,7 @@ def read_splits(path: str | os.PathLike[str], format: Format = "auto") -> tuple[
     Raises:
         NotFoundError: nothing is there, or a table that says what a query is.
         InvalidArgumentError: nobody to ask for or to look through, or something broken.
-        FailedPreconditionError: a table needs a package that is not installed.
+        FailedPreconditionError: a Parquet manifest, and pyarrow is not installed.
     """
     root = Path(path)
     known = detect(root, format)
