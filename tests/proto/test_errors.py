@@ -62,7 +62,7 @@ def test_failed_connection_is_unavailable() -> None:
 def _with_broken_detail() -> bytes:
     status = errors.NotFoundError("no such gallery", reason="GONE", retry_delay=2).to_status()
     status.details.insert(0, any_pb2.Any(type_url=status.details[1].type_url, value=b"\xff\xff"))
-    return status.SerializeToString()
+    return bytes(status.SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_details_mangled_on_the_way_leave_code_and_text(details: bytes, reason: 
             context.abort(grpc.StatusCode.NOT_FOUND, "no such gallery")
 
     server = grpc.server(ThreadPoolExecutor(1))
-    add_GalleryServiceServicer_to_server(Mangled(), server)
+    add_GalleryServiceServicer_to_server(Mangled(), server)  # type: ignore[abstract]  # the others are left out
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
