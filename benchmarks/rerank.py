@@ -148,8 +148,9 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in MARS.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--queries", type=int, default=MARS["queries"])
+    parser.add_argument("--gallery", type=int, default=MARS["gallery"])
+    parser.add_argument("--width", type=int, default=MARS["width"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--blocks", action="store_true", help="take the result block by block")
