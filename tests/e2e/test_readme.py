@@ -135,6 +135,11 @@ def test_retrieval_figures_are_those_of_the_results() -> None:
         assert [float(figure) for figure in figures] == measured
 
 
+def test_minutes_of_training_are_the_sum_of_its_steps() -> None:
+    steps = [int(minutes) for minutes in re.findall(r"^\| \d: .* \| .* \| .* \| (\d+) \|", BUNDLES, re.MULTILINE)]
+    assert set(re.findall(r"(\d+) minutes of training", README + BUNDLES)) <= {str(sum(steps))}
+
+
 def test_recipes_of_the_sample_bundle_are_valid() -> None:
     recipes = sorted((ROOT / "bundles/recipes").glob("*.yaml"))
     assert [recipe.name for recipe in recipes if recipe.name not in BUNDLES] == []
