@@ -173,6 +173,13 @@ def test_distances_of_one_camera_do_not_count_unless_asked():
     assert (anywhere.genuine_pairs, anywhere.impostor_pairs) == (3, 3)
 
 
+def test_a_search_that_finds_somebody_else_as_near_has_missed():
+    descriptors = np.array([[0.0], [1.0], [-1.0], [-9.0]], np.float32)
+    result = open_set(descriptors, np.array([1, 1, 2, 2]), np.array([0, 1, 1, 0]), rates=(0.5,))
+    # Nearest genuine and impostor of each: 1 and 1, 1 and 100, 64 and 1, 64 and 100.
+    assert _figures(result.identification[0]) == (1.0, 0.5, 0.75)
+
+
 def test_distractors_are_strangers_to_everybody_known_only():
     descriptors = np.array([[0.0], [1.0], [5.0], [5.5]], np.float32)
     ids, cameras = np.array([7, 7, 0, 0]), np.array([0, 1, 0, 1])
