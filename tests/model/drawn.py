@@ -17,9 +17,9 @@ MARS_TRAIN = ("0001C1T0001", "0001C2T0001", "0003C1T0001", "0003C2T0001")
 
 
 def image(path: Path, height: int = 16, width: int = 8) -> Path:
-    """Noise that follows from the path's last three parts, so that no two frames of a set are the same."""
+    """Noise that follows from the path's last four parts, so that no two frames of a set are the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(zlib.crc32("/".join(path.parts[-3:]).encode()))
+    generator = np.random.default_rng(zlib.crc32("/".join(path.parts[-4:]).encode()))
     Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
     return path
 

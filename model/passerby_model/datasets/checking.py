@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from passerby.errors import NotFoundError
+from passerby.errors import InvalidArgumentError, NotFoundError
 
+from passerby_model.datasets import mars
 from passerby_model.datasets.files import folders, shown
-from passerby_model.datasets.frames import FrameSizes, Progress, examine
+from passerby_model.datasets.frames import Finding, FrameSizes, Progress, examine
+from passerby_model.datasets.layouts import detect
 from passerby_model.datasets.reading import read
 from passerby_model.datasets.splits import read_splits
 from passerby_model.datasets.tracklets import (
@@ -34,7 +36,6 @@ from passerby_model.datasets.tracklets import (
 
 Severity = Literal["error", "warning"]
 _NAMED = 5  # so many identities of a list are named
-_ERRORS = frozenset({"missing", "unreadable"})
 
 
 @dataclass(frozen=True)
@@ -121,30 +122,31 @@ def check(
         threads: that read files at a time, 1 or more.
         progress: called with (frames done, frames in all) now and then.
 
-    Raises: as `read` and `read_splits`, but for a set without an evaluation split.
+    Raises: as `read` and `read_splits`, but for a set without an evaluation split; InvalidArgumentError for threads
+    below 1.
     """
-    dataset = read(path, format)
-    splits, problems = _splits(dataset)
+    if threads < 1:
+        raise InvalidArgumentError(f"threads is {threads}; give 1 or more")
+    known = detect(Path(path), format)
+    splits, problems = _splits(Path(path), known)
+    dataset = _dataset(Path(path), known, splits)
     parts = _parts(dataset, splits)
     everything = {tracklet.key: tracklet for group in parts.values() for tracklet in group}
-    unlisted = list(_unlisted(dataset, everything.values()))
     absent = _absent_folders(dataset, everything.values())
     there = [tracklet for tracklet in everything.values() if _folder(tracklet) not in absent]
     findings, sizes = examine(there, decode, threads, progress)
     problems += [
-        Problem("warning", "metadata", shown(folder), "no images there: known from tables alone")
-        for folder in sorted(absent)
+        *(Problem("warning", "metadata", shown(one), "no images there: known from tables alone") for one in absent),
+        *(Problem(_severity(one), one.kind, shown(one.frame), one.reason) for one in findings),
+        *_unlisted(dataset, everything),
+        *_empty_folders(dataset),
+        *_identity_problems(dataset, parts, splits),
     ]
-    problems += [
-        Problem("error" if one.kind in _ERRORS else "warning", one.kind, shown(one.frame), one.reason)
-        for one in findings
-    ]
-    problems += [*unlisted, *_empty_folders(dataset), *_identity_problems(dataset.root, parts, splits)]
     return CheckReport(
         path=shown(dataset.root),
         format=dataset.format,
-        parts=tuple(_part_summary(name, group) for name, group in parts.items()),
-        splits=tuple(_split_summary(split) for split in splits),
+        parts=tuple(_part_summary(name, group, _nobody(known)) for name, group in parts.items()),
+        splits=tuple(_split_summary(split, _nobody(known)) for split in splits),
         attributes=tuple(sorted({name for tracklet in everything.values() for name in tracklet.attributes})),
         files="not there" if not there else "opened" if decode else "looked at",
         sizes=sizes,
@@ -152,11 +154,19 @@ def check(
     )
 
 
-def _splits(dataset: TrackletDataset) -> tuple[tuple[EvaluationSplit, ...], list[Problem]]:
+def _splits(root: Path, known: KnownFormat) -> tuple[tuple[EvaluationSplit, ...], list[Problem]]:
     try:
-        return read_splits(dataset.root, dataset.format), []
+        return read_splits(root, known), []
     except NotFoundError as error:
-        return (), [Problem("warning", "no split", shown(dataset.root), f"can be trained on alone: {error.message}")]
+        return (), [Problem("warning", "no split", shown(root), f"can be trained on alone: {error.message}")]
+
+
+def _dataset(root: Path, known: KnownFormat, splits: tuple[EvaluationSplit, ...]) -> TrackletDataset:
+    """What is on disk; of metadata alone the split is all there is, and long to read twice."""
+    if known == "mars" and splits and not mars.image_folders(root):
+        (split,) = splits
+        return TrackletDataset(root, known, (*split.train, *split.query, *split.gallery))
+    return read(root, known)
 
 
 def _parts(dataset: TrackletDataset, splits: tuple[EvaluationSplit, ...]) -> dict[str, tuple[Tracklet, ...]]:
@@ -172,18 +182,23 @@ def _folder(tracklet: Tracklet) -> Path:
     return tracklet.frames[0].parent.parent
 
 
-def _absent_folders(dataset: TrackletDataset, tracklets: Iterable[Tracklet]) -> set[Path]:
+def _absent_folders(dataset: TrackletDataset, tracklets: Iterable[Tracklet]) -> list[Path]:
     """Halves of MARS that the tables name and that were not downloaded."""
     if dataset.format != "mars":
-        return set()
-    return {folder for folder in {_folder(tracklet) for tracklet in tracklets} if not folder.is_dir()}
+        return []
+    return sorted(folder for folder in {_folder(tracklet) for tracklet in tracklets} if not folder.is_dir())
 
 
-def _unlisted(dataset: TrackletDataset, listed: Iterable[Tracklet]) -> Iterator[Problem]:
+def _severity(finding: Finding) -> Severity:
+    return "error" if finding.kind in ("missing", "unreadable") else "warning"
+
+
+def _unlisted(dataset: TrackletDataset, listed: Mapping[str, Tracklet]) -> Iterator[Problem]:
     """Frames on disk that the tables leave out."""
-    known = {frame for tracklet in listed for frame in tracklet.frames}
     for tracklet in dataset:
-        extra = [frame for frame in tracklet.frames if frame not in known]
+        known = listed.get(tracklet.key)
+        names = {frame.name for frame in known.frames} if known is not None else set()
+        extra = [frame for frame in tracklet.frames if frame.name not in names] if known is not tracklet else []
         if extra:
             reason = f"{len(extra)} of {len(tracklet.frames)} frames of {tracklet.key} are in no split, this the first"
             yield Problem("warning", "unlisted", shown(extra[0]), reason)
@@ -192,39 +207,45 @@ def _unlisted(dataset: TrackletDataset, listed: Iterable[Tracklet]) -> Iterator[
 def _empty_folders(dataset: TrackletDataset) -> Iterator[Problem]:
     """People of MARS without a frame; the other layouts refuse empty folders."""
     if dataset.format == "mars":
-        halves = [half for half in (dataset.root / "bbox_train", dataset.root / "bbox_test") if half.is_dir()]
         full = {tracklet.frames[0].parent for tracklet in dataset}
-        for folder in (person for half in halves for person in folders(half) if person not in full):
+        people = (person for half in mars.image_folders(dataset.root) for person in folders(half))
+        for folder in (person for person in people if person not in full):
             yield Problem("warning", "empty", shown(folder), "a folder without images")
 
 
 def _identity_problems(
-    root: Path, parts: Mapping[str, tuple[Tracklet, ...]], splits: tuple[EvaluationSplit, ...]
+    dataset: TrackletDataset, parts: Mapping[str, tuple[Tracklet, ...]], splits: tuple[EvaluationSplit, ...]
 ) -> Iterator[Problem]:
     test = tuple(tracklet for name in parts if name != "train" for tracklet in parts[name])
-    cameras = [(name, _cameras(group)) for name, group in (("train", parts.get("train", ())), ("test", test)) if group]
+    groups = {"train": parts.get("train", ()), "test": test}
+    cameras = [(name, _cameras(group, _nobody(dataset.format))) for name, group in groups.items() if group]
     for name, seen in cameras:
         alone = sorted(identity for identity, found in seen.items() if len(found) == 1)
         if alone:
             where = "" if "all" in parts else f" of {name}"
             reason = f"{len(alone)} of {len(seen)} identities{where} are seen by one camera only: {_listed(alone)}"
-            yield Problem("warning", "one camera", shown(root), reason)
+            yield Problem("warning", "one camera", shown(dataset.root), reason)
     if len(cameras) == 2:
         both = sorted(cameras[0][1].keys() & cameras[1][1].keys())
         if both:
             reason = f"{len(both)} identities are in train and in test: {_listed(both)}"
-            yield Problem("warning", "leak", shown(root), reason)
+            yield Problem("warning", "leak", shown(dataset.root), reason)
     for split in splits:
         if len(split.queries_without_match()) == len(split.query):
             reason = f"no query of {split.name} has a match from another camera, so nothing can be scored"
-            yield Problem("warning", "no match", shown(root), reason)
+            yield Problem("warning", "no match", shown(dataset.root), reason)
 
 
-def _cameras(tracklets: Iterable[Tracklet]) -> dict[str, set[str]]:
-    """Cameras by identity, without junk and distractors."""
+def _nobody(known: KnownFormat) -> tuple[str, ...]:
+    """Identities that are nobody; elsewhere than in MARS "0000" is a person like any other."""
+    return (JUNK_IDENTITY, DISTRACTOR_IDENTITY) if known == "mars" else ()
+
+
+def _cameras(tracklets: Iterable[Tracklet], nobody: Collection[str]) -> dict[str, set[str]]:
+    """Cameras by identity."""
     seen: dict[str, set[str]] = {}
     for tracklet in tracklets:
-        if tracklet.identity not in (JUNK_IDENTITY, DISTRACTOR_IDENTITY):
+        if tracklet.identity not in nobody:
             seen.setdefault(tracklet.identity, set()).add(tracklet.camera)
     return seen
 
@@ -233,17 +254,17 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
-def _part_summary(name: str, tracklets: tuple[Tracklet, ...]) -> PartSummary:
+def _part_summary(name: str, tracklets: tuple[Tracklet, ...], nobody: Collection[str]) -> PartSummary:
     lengths = [len(tracklet.frames) for tracklet in tracklets]
     counts = Counter(tracklet.identity for tracklet in tracklets)
-    seen = _cameras(tracklets)
+    seen = _cameras(tracklets, nobody)
     return PartSummary(
         name=name,
         identities=len(seen),
         cameras=tuple(sorted(set().union(*seen.values()))),
         tracklets=len(tracklets),
-        junk=counts[JUNK_IDENTITY],
-        distractors=counts[DISTRACTOR_IDENTITY],
+        junk=counts[JUNK_IDENTITY] if JUNK_IDENTITY in nobody else 0,
+        distractors=counts[DISTRACTOR_IDENTITY] if DISTRACTOR_IDENTITY in nobody else 0,
         frames=sum(lengths),
         shortest=min(lengths, default=0),
         median=float(median(lengths)) if lengths else 0.0,
@@ -251,12 +272,13 @@ def _part_summary(name: str, tracklets: tuple[Tracklet, ...]) -> PartSummary:
     )
 
 
-def _split_summary(split: EvaluationSplit) -> SplitSummary:
+def _split_summary(split: EvaluationSplit, nobody: Collection[str]) -> SplitSummary:
+    junk = {JUNK_IDENTITY} & set(nobody)
     return SplitSummary(
         name=split.name,
         queries=len(split.query),
         identities=len({query.identity for query in split.query}),
-        gallery=sum(tracklet.identity != JUNK_IDENTITY for tracklet in split.gallery),
+        gallery=sum(tracklet.identity not in junk for tracklet in split.gallery),
         without_match=len(split.queries_without_match()),
         all_against_all=split.all_against_all,
     )

@@ -87,7 +87,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("frames", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -136,7 +136,8 @@ def _lines(report: CheckReport) -> Iterator[str]:
             f"{rows} x {columns}"
             for rows, columns in (report.sizes.smallest, report.sizes.median, report.sizes.largest)
         )
-        yield f"frames are {smallest} to {largest} pixels (rows x columns), median {middle}"
+        span = f"all {middle}" if smallest == largest else f"{smallest} to {largest}, median {middle},"
+        yield f"frames are {span} pixels (rows x columns)"
     yield {
         "not there": "no images here: the metadata alone was checked",
         "looked at": "every frame's file is looked at; --decode opens each",

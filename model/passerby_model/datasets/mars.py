@@ -26,15 +26,21 @@ from passerby_model.datasets.tracklets import EvaluationSplit, Part, Tracklet, p
 
 def sign(root: Path) -> str:
     """One of the folders of images, or the tables."""
-    folder = next((name for name in ("bbox_train", "bbox_test") if (root / name).is_dir()), "")
-    return folder or ("tracks_*_info.mat" if mars_tables.folder_of(root) is not None else "")
+    if halves := image_folders(root):
+        return halves[0].name
+    return "tracks_*_info.mat" if mars_tables.folder_of(root) is not None else ""
+
+
+def image_folders(root: Path) -> list[Path]:
+    """Those of bbox_train and bbox_test that are there; none where there is metadata alone."""
+    return [folder for half in HALVES["all"] if (folder := root / f"bbox_{half}").is_dir()]
 
 
 def tracklets(root: Path, part: Part) -> Iterator[Tracklet]:
     """Tracklets of one half, or of both. Raises: see `reading.read`."""
     wanted = [root / f"bbox_{half}" for half in HALVES[part]]
     tables = mars_tables.folder_of(root)
-    if tables is not None and not any((root / f"bbox_{half}").is_dir() for half in HALVES["all"]):
+    if tables is not None and not image_folders(root):
         for half in HALVES[part]:
             yield from mars_tables.read_half(root, tables, half)
         return

@@ -85,6 +85,7 @@ class EvaluationSplit:
     train: without junk and distractors; empty where the set has no training half.
     query: who is asked for, never junk or a distractor. gallery: what is looked through, without the queries, and
         with MARS's junk (identity JUNK_IDENTITY, to be ignored) and distractors (DISTRACTOR_IDENTITY, never a match).
+        Only in MARS do these names mean that; elsewhere "0000" is a person like any other.
 
     Where a set does not say what a query is (`all_against_all`), every tracklet is asked for and every one is in the
     gallery; the rule that a query's own identity in its own camera does not count keeps it from finding itself.
