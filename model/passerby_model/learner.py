@@ -32,12 +32,14 @@ _PATIENCE = timedelta(hours=3)
 
 
 def make_accelerator() -> Accelerator:
-    """Devices and processes as `accelerate launch` set them up; one process without it.
+    """Devices and processes as `accelerate launch` or torchrun set them up; one process without them.
 
     Raises:
         InvalidArgumentError: the launcher was told a precision, which is the recipe's to decide.
     """
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    # Without being told, accelerate takes processes on a CPU for so many runs of their own, in one folder.
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
     # Mixed precision is kept out of accelerate's hands: its setting is global, one for the life of the process.
     if accelerator.mixed_precision != "no":
         raise InvalidArgumentError(

@@ -31,13 +31,13 @@ class RunLog:
         Raises:
             FailedPreconditionError: TensorBoard is asked for and not installed.
         """
+        self._board = _board(folder / TENSORBOARD, iteration) if tensorboard else None
         path = folder / LOG
         kept = [row for row in _rows(path) if row["iteration"] <= iteration] if iteration and path.exists() else []
         partial = path.with_name(f".{LOG}.partial")
         partial.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
         partial.replace(path)
         self._lines = path.open("a", encoding="utf-8", buffering=1)  # a killed process leaves whole lines
-        self._board = _board(folder / TENSORBOARD, iteration) if tensorboard else None
 
     def step(self, step: Step) -> None:
         """Record an iteration."""

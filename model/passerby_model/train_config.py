@@ -35,14 +35,26 @@ class _Frozen(BaseModel):
 
 
 class DataSource(_Frozen):
-    """One folder of tracklets. Several of them make one training set; identities of two sources are never merged."""
+    """One data set of tracklets. Several make one training set; identities of two sources are never merged.
+
+    Unless `part` or `split` say otherwise, a set with a training half gives that half, and one without gives all.
+    """
 
     path: Path
     format: Format = "auto"
-    part: Part = "all"
+    part: Part | None = None
+    split: int | None = Field(
+        None, ge=1
+    )  # the training people of this halving, for sets that have several (iLIDS, PRID)
     identities: Path | None = None  # allow-list: one identity a line
     repeat: int = Field(1, ge=1)  # how often an epoch visits each identity of this source
     masks: Path | None = None  # silhouettes, as `passerby street --masks` writes them, for augmentation.background
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.part is not None and self.split is not None:
+            raise ValueError("part and split both choose people; set one of them")
+        return self
 
 
 class Augmentation(_Frozen):

@@ -204,8 +204,9 @@ class _Run:
     def _finish(self) -> TrainResult:
         finished = self.iteration >= self.total
         if finished:
-            if self.validated_at != self.iteration:
+            if self.data.validation and self.validated_at != self.iteration:
                 self._validate()
+                self._save(LAST)
             self._save(FINAL)
         path = self.out / (FINAL if finished else LAST)
         return TrainResult(self.iteration, finished, path, self.last_validation, self.accelerator.is_main_process)

@@ -1,74 +1,22 @@
+import itertools
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 from passerby.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, UnavailableError
-from passerby_model import checkpoint, train_config, training, warm_start
+from passerby_model import checkpoint, progress, training, warm_start
 from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
 from passerby_model.schedule import learning_rate
 from PIL import Image
 
-
-class Recorder:
-    def __init__(self):
-        self.messages, self.steps = [], []
-
-    def message(self, text):
-        self.messages.append(text)
-
-    def step(self, step, total):
-        self.steps.append(step)
+from tests.encoders import make_bundle
+from tests.training_runs import config, log, run, same, write_people
 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """Six people, each of one colour with a little noise, two cameras, one tracklet of three frames in each."""
-    root = tmp_path_factory.mktemp("people")
-    generator = np.random.default_rng(0)
-    for person in range(6):
-        colour = generator.integers(0, 256, 3)
-        for camera in ("c1", "c2"):
-            folder = root / f"p{person}" / camera / "t1"
-            folder.mkdir(parents=True)
-            for frame in range(3):
-                noise = generator.integers(-20, 20, (64, 32, 3))
-                Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(folder / f"{frame}.png")
-    return root
-
-
-def config(people, *overrides):
-    return train_config.load(
-        None,
-        [
-            f"data.0.path={people}",
-            "architecture=resnet18+none+tp",
-            "snippet_length=1",
-            "height=64",
-            "width=32",
-            "identities_per_batch=3",
-            "tracklets_per_identity=2",
-            "iterations=4",
-            "threads=1",
-            "workers=1",
-            *overrides,
-        ],
-    )
-
-
-def run(config, out, **options):
-    recorder = Recorder()
-    result = training.train(config, out, reporter=recorder, **options)
-    return result, recorder
-
-
-def log(out):
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return write_people(tmp_path_factory.mktemp("people"))
 
 
 def test_learns_to_tell_colours_apart(people, tmp_path):
@@ -92,26 +40,94 @@ def test_learns_to_tell_colours_apart(people, tmp_path):
     )
 
 
-def test_resumed_run_equals_an_uninterrupted_one(people, tmp_path):
-    options = [
-        "iterations=5",
-        "augmentation.colour=0.5",
-        "augmentation.erase=0.5",
-        "schedule=cosine",
-        "optimizer=adamw",
-    ]
+RECIPES = {
+    "everything random": ["augmentation.colour=0.5", "augmentation.erase=0.5", "schedule=cosine", "optimizer=adamw"],
+    "bag of tricks": ["preset=bag-of-tricks", "lr=1e-3", "accumulate=2", "identities_per_batch=2", "gradient_clip=1"],
+    "fp16": ["amp=fp16"],
+    "teacher": ["teacher_weight=3", "teacher_relation_weight=1"],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_resumed_run_equals_an_uninterrupted_one(people, tmp_path, recipe):
+    options = ["iterations=6", "val_identities=0.34", "val_every=2", *RECIPES[recipe]]
+    if recipe == "teacher":
+        options.append(f"teacher={make_bundle(tmp_path / 'teacher')}")
+    options.append("identities_per_batch=2")
     whole, _ = run(config(people, *options), tmp_path / "whole")
     answers = iter([False, False, False, True])
     stopped, _ = run(config(people, *options), tmp_path / "parts", stop=lambda: next(answers))
     assert (stopped.iterations, stopped.finished) == (3, False)
     with (tmp_path / "parts" / "log.jsonl").open("a") as stream:  # done after the last checkpoint, before a kill
-        stream.write(json.dumps({"iteration": 4, "loss": -1}) + "\n")
+        stream.write(json.dumps({"iteration": 4, "loss": -1}) + "\n" + '{"iteration": 5, "lo')
     resumed, recorder = run(config(people, *options), tmp_path / "parts", resume=True)
-    assert resumed.iterations == 5
-    assert "resumed at iteration 3 of 5" in recorder.messages
-    losses = [[row["loss"] for row in log(tmp_path / name)] for name in ("whole", "parts")]
-    assert losses[0] == losses[1]
+    assert resumed.iterations == 6
+    assert "resumed at iteration 3 of 6" in recorder.messages
+    assert not any("differs" in message for message in recorder.messages)
+    records = [
+        [{k: v for k, v in row.items() if "seconds" not in k} for row in log(tmp_path / name)]
+        for name in ("whole", "parts")
+    ]
+    assert records[0] == records[1]
+    assert resumed.validation == whole.validation is not None
     assert same(checkpoint.load(whole.checkpoint).state, checkpoint.load(resumed.checkpoint).state)
+    ends = [checkpoint.load(tmp_path / name / "last.pt").training for name in ("whole", "parts")]
+    assert ends[0]["scaler"] == ends[1]["scaler"]
+    assert bool(ends[0]["scaler"]) == (recipe == "fp16")
+    if recipe == "teacher":
+        assert same(ends[0]["imitation"], ends[1]["imitation"])
+
+
+def test_resuming_a_finished_run_changes_nothing(people, tmp_path):
+    done, _ = run(config(people, "val_identities=0.34"), tmp_path)
+    before, record = checkpoint.load(done.checkpoint).state, log(tmp_path)
+    again, _ = run(config(people, "val_identities=0.34"), tmp_path, resume=True)
+    assert (again.iterations, again.validation) == (done.iterations, done.validation)
+    assert same(before, checkpoint.load(again.checkpoint).state)
+    assert log(tmp_path) == record
+
+
+def test_a_resumed_run_is_known_by_its_new_settings(people, tmp_path):
+    run(config(people, "iterations=1"), tmp_path)
+    run(config(people, "iterations=2"), tmp_path, resume=True)
+    assert json.loads((tmp_path / "config.json").read_text())["iterations"] == 2
+    sessions = json.loads((tmp_path / "sessions.json").read_text())
+    assert [session["iteration"] for session in sessions] == [0, 1]
+    assert sessions[0]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_several_batches_make_one_step(people, tmp_path):
+    """An epoch of three batches has one step of two of them, and each step sees twice the clips."""
+    _, recorder = run(config(people, "identities_per_batch=2", "accumulate=2", "iterations=2"), tmp_path / "a")
+    assert [step.clips for step in recorder.steps] == [8, 8]
+    assert [step.epoch for step in recorder.steps] == [0, 1]
+    with pytest.raises(InvalidArgumentError, match=r"an epoch has 2 batches, one step takes 3 \(1 processes x acc"):
+        run(config(people, "accumulate=3"), tmp_path / "b")
+
+
+def test_the_neck_is_saved_and_its_bias_stays_zero(people, tmp_path):
+    result, _ = run(config(people, "neck=true", "lr=1e-2"), tmp_path)
+    saved = checkpoint.load(result.checkpoint)
+    assert saved.neck
+    assert "classifier.bias" not in saved.state
+    assert saved.state["neck.bias"].eq(0).all()
+    assert not saved.state["neck.weight"].eq(1).all()
+    model = saved.build()
+    frames = torch.rand(2, 1, 3, 64, 32)
+    descriptors, logits = model(frames)
+    assert torch.equal(descriptors, model.encoder(frames)[0])
+    centred = (descriptors - saved.state["neck.running_mean"]) / (saved.state["neck.running_var"] + 1e-5).sqrt()
+    expected = centred * saved.state["neck.weight"] @ saved.state["classifier.weight"].T
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InvalidArgumentError, match=r"neck\.weight"):
+        run(config(people), tmp_path, resume=True)
+
+
+def test_waiting_for_clips_is_told(people, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "WAIT_STEPS", 3)
+    monkeypatch.setattr(training.time, "monotonic", map(float, itertools.count()).__next__)  # a wait of a second each
+    _, recorder = run(config(people), tmp_path)
+    assert len([message for message in recorder.messages if "raise workers (now 1)" in message]) == 1
 
 
 def test_frozen_stages_keep_weights_and_batch_statistics(people, tmp_path):
@@ -123,13 +139,13 @@ def test_frozen_stages_keep_weights_and_batch_statistics(people, tmp_path):
     for key, value in first.items():
         if key.startswith(tuple(f"encoder.backbone.{stage}." for stage in ("stem", "layer1", "layer2"))):
             assert torch.equal(value, second[key]), key
-    for key in ("layer3.0.conv1.weight", "layer4.1.bn2.running_mean"):
+    for key in ("layer3.0.conv1.weight", "layer4.0.bn2.running_mean"):
         assert not torch.equal(first[f"encoder.backbone.{key}"], second[f"encoder.backbone.{key}"])
 
 
 def test_single_small_frames_warm_start_cosam_on_larger_clips(people, tmp_path):
     run(config(people, "iterations=1"), tmp_path / "small")
-    larger = ["architecture=resnet18+cosam5+tp", "snippet_length=2", "height=96", "width=64", "iterations=1"]
+    larger = ["architecture=test_resnet+cosam5+tp", "snippet_length=2", "height=96", "width=64", "iterations=1"]
     result, recorder = run(
         config(people, *larger, f"init={tmp_path / 'small' / 'final.pt'}", "new_layers_lr_factor=10"),
         tmp_path / "large",
@@ -151,9 +167,9 @@ def test_imagenet_weights_from_a_file(people, tmp_path):
 
     net = timm.create_model("resnet18")
     torch.save(net.state_dict(), tmp_path / "imagenet.pth")
-    result, recorder = run(
-        config(people, f"pretrained={tmp_path / 'imagenet.pth'}", "freeze=[stem]", "iterations=1"), tmp_path / "out"
-    )
+    weights = f"pretrained={tmp_path / 'imagenet.pth'}"
+    options = ["architecture=resnet18+none+tp", weights, "freeze=[stem]", "iterations=1"]
+    result, recorder = run(config(people, *options), tmp_path / "out")
     state = checkpoint.load(result.checkpoint).state
     assert torch.equal(state["encoder.backbone.stem.0.weight"], net.state_dict()["conv1.weight"])
     assert "2 fresh (classifier.bias, classifier.weight), 0 unused" in recorder.messages[1]
