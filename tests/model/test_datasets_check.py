@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from passerby.errors import InvalidArgumentError
 from passerby_client.cli import main
-from passerby_model.datasets import Format
+from passerby_model.datasets import Format, read, read_identities, read_splits
 from passerby_model.datasets.checking import CheckReport, check
 from passerby_model.datasets.cli import SHOWN_PROBLEMS, Layout
 from passerby_model.street import StreetConfig
@@ -35,11 +35,11 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `passerby data check ...` in this process."""
+    """Runs `passerby data check ...`, or another command of `data`, in this process."""
 
-    def call(*arguments: object) -> Done:
+    def call(*arguments: object, command: str = "check") -> Done:
         with pytest.raises(SystemExit) as ended:
-            main(["data", "check", *map(str, arguments)])
+            main(["data", command, *map(str, arguments)])
         captured = capsys.readouterr()
         return Done(int(ended.value.code or 0), captured.out, captured.err)
 
@@ -304,3 +304,20 @@ def test_the_command_needs_the_base_install_alone(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "0 errors" in done.stdout
+
+
+def test_identities_of_a_half_are_a_list_that_training_takes(tmp_path: Path, run: Run) -> None:
+    root = drawn.ilids(tmp_path / "ilids")
+    listing = tmp_path / "split2.txt"
+    listing.write_text(run(root, "--split", 2, command="identities").out)
+    assert listing.read_text().split() == ["person007", "person010", "person013"]
+    splits = read_splits(root)
+    assert set(read(root, identities=read_identities(listing)).tracklets) == set(splits[1].train)
+    asked = run(root, "--split", 2, "--part", "test", command="identities").out.split()
+    assert asked == ["person001", "person004", "person016"]
+    gone = run(root, "--split", 11, command="identities")
+    assert (gone.code, gone.out) == (1, "")
+    assert "has 10 splits, no split 11" in gone.err
+    nobody = run(drawn.plain(tmp_path / "plain", "a/1/t"), command="identities")
+    assert (nobody.code, nobody.out) == (1, "")
+    assert "nobody is in the half 'train'" in nobody.err

@@ -81,6 +81,40 @@ def check(
         raise typer.Exit(1)
 
 
+class Half(StrEnum):
+    """Whose identities."""
+
+    TRAIN = "train"
+    TEST = "test"
+
+
+@app.command()
+def identities(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Root of the data set, or a manifest file.")],
+    part: Annotated[Half, typer.Option(help="Those to train on, or those that are asked for.")] = Half.TRAIN,
+    split: Annotated[int, typer.Option(metavar="N", min=1, help="Which split, of iLIDS-VID and PRID 2011.")] = 1,
+    layout: Annotated[
+        Layout, typer.Option("--format", help="The format of the data set; auto goes by its folders and files.")
+    ] = Layout.AUTO,
+) -> None:
+    """List the identities of one half of a data set, one a line.
+
+    Such a list tells `passerby train` (identities: FILE) and `passerby evaluate` (--identities FILE) whom to look at.
+    """
+    from passerby.errors import NotFoundError
+
+    from passerby_model.datasets.splits import read_splits
+
+    splits = read_splits(path, layout.value)
+    if split > len(splits):
+        raise NotFoundError(f"{path}: has {len(splits)} splits, no split {split}")
+    chosen = splits[split - 1]
+    names = sorted({tracklet.identity for tracklet in (chosen.train if part == Half.TRAIN else chosen.query)})
+    if not names:
+        raise NotFoundError(f"{path}: nobody is in the half {part.value!r} of {chosen.name}")
+    typer.echo("\n".join(names))
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console

@@ -24,7 +24,8 @@ def refuse_halves(root: Path, name: str, part: Part) -> None:
     """Raises NotFoundError for part "train" or "test": these sets have ten of each."""
     if part != "all":
         raise NotFoundError(
-            f"{shown(root)}: {name} has no part {part!r}: it has ten random halvings; take all of it, or a split"
+            f"{shown(root)}: {name} has no part {part!r}: it has ten random halvings; take all of it with the "
+            "identities of one, which `passerby data identities` lists"
         )
 
 
