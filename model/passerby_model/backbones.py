@@ -9,7 +9,6 @@ part must take exactly what the part before it gave. Nothing is downloaded unles
 
 from __future__ import annotations
 
-import copy
 import difflib
 import functools
 import itertools
@@ -326,12 +325,14 @@ def _maps(
 
 
 def _last_strides(stage: nn.Module, takes: tuple[int, int, int], gives: tuple[int, int, int]) -> tuple[int, ...]:
-    """The strides that the last stage can have: 1 if it then gives maps of just the size that it takes."""
+    """The strides that the last stage can have: 1 if it then gives maps of just the size that it takes.
+
+    Takes the stride of `stage` away for good.
+    """
     own = round(takes[1] / gives[1])
-    flat = copy.deepcopy(stage)
-    _remove_stride(flat)
+    _remove_stride(stage)
     try:
-        maps = flat(torch.empty(1, *takes))
+        maps = stage(torch.empty(1, *takes))
     except _REFUSALS:
         return (own,)
     return (1, own) if tuple(maps.shape[2:]) == takes[1:] else (own,)

@@ -60,8 +60,9 @@ class NormalisedCrossCorrelation(nn.Module):
         """
         if reduced.dtype in (torch.float16, torch.bfloat16):
             reduced = reduced.float()
-        if torch.is_autocast_enabled(reduced.device.type):
-            with torch.autocast(reduced.device.type, enabled=False):
+        device = reduced.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
                 return self._correlate(reduced)
         return self._correlate(reduced)
 

@@ -1,6 +1,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from passerby.errors import InvalidArgumentError, NotFoundError
@@ -9,18 +10,6 @@ from passerby_model.checkpoint import Checkpoint
 from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
 
 SMALL = Architecture.parse("resnet18+cosam5+tp", snippet_length=2, height=64, width=32)
-NAMES = {
-    "se_resnet50_cosam45_tp": ("se_resnet50+cosam45+tp", 4),
-    "se_resnet50_cosam45_ta": ("se_resnet50+cosam45+ta", 4),
-    "se_resnet50_cosam45_rnn": ("se_resnet50+cosam45+rnn", 4),
-    "se_resnet50_cosam45_tp_N2": ("se_resnet50+cosam45+tp", 2),
-    "se_resnet50_cosam45_tp_N8": ("se_resnet50+cosam45+tp", 8),
-    "se_resnet50_nocosam_tp": ("se_resnet50+none+tp", 4),
-    "resnet50_cosam45_tp": ("resnet50+cosam45+tp", 4),
-    "resnet50_cosam45_ta": ("resnet50+cosam45+ta", 4),
-    "resnet50_cosam45_rnn": ("resnet50+cosam45+rnn", 4),
-    "resnet50_nocosam_tp": ("resnet50+none+tp", 4),
-}
 
 
 def reference_state(shared, name):
@@ -34,20 +23,36 @@ def small():
     return Checkpoint(SMALL, 5, model.state_dict(), {"epoch": 3}, {"step": torch.tensor(7)})
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_reference_keys_import_and_round_trip(shared, name):
-    state = reference_state(shared, name)
-    imported = checkpoint.import_reference({f"module.{key}": value for key, value in state.items()})
-    assert (imported.architecture.name, imported.architecture.snippet_length) == NAMES[name]
-    assert imported.class_count == 625
-    back = checkpoint.export_reference(imported)
-    assert {key: value.shape for key, value in back.items()} == {k: v.shape for k, v in state.items()}
-
-
 def test_import_into_another_architecture_names_the_one_that_fits(shared):
     state = reference_state(shared, "se_resnet50_cosam45_tp_N8")
     with pytest.raises(InvalidArgumentError, match=r"would fit se_resnet50\+cosam45\+tp with 8 frames"):
         checkpoint.import_reference(state, Architecture.parse("se_resnet50+cosam45+tp"))
+    with pytest.raises(InvalidArgumentError, match=r"do not fit resnet50\+cosam45\+ta .*; they would fit se_resnet50"):
+        checkpoint.import_reference(state, Architecture.parse("resnet50+cosam45+ta"))
+
+
+def test_what_the_authors_code_does_not_have_is_neither_imported_nor_exported(shared, small):
+    state = reference_state(shared, "resnet50_cosam45_ta")
+    message = r"weights are of resnet50\+cosam45\+ta .*, not of resnet18.*se_resnet50 and resnet50 only"
+    with pytest.raises(InvalidArgumentError, match=message):
+        checkpoint.import_reference(state, SMALL)
+    with pytest.raises(InvalidArgumentError, match="authors' code has no resnet18"):
+        checkpoint.export_reference(small)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before-torch-1.6"])
+def test_a_file_as_the_authors_code_writes_it(shared, tmp_path, legacy):
+    """Every 200 epochs their rank-1 lies beside the weights, as a number of numpy."""
+    shapes = {key: value.shape for key, value in reference_state(shared, "se_resnet50_cosam45_rnn").items()}
+    state = {f"module.{key}": torch.zeros(()).expand(shape) for key, shape in shapes.items()}
+    path = tmp_path / "best_model.pth.tar"
+    content = {"state_dict": state, "rank1": np.float32(0.849), "epoch": 199}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    loaded = checkpoint.load(path)
+    assert loaded.architecture == Architecture.parse("se_resnet50+cosam45+rnn")
+    assert checkpoint.load(path, architecture=loaded.architecture).state.keys() == loaded.state.keys()
+    with pytest.raises(InvalidArgumentError, match=r"do not fit se_resnet50\+cosam45\+tp"):
+        checkpoint.load(path, architecture=Architecture.parse("se_resnet50+cosam45+tp"))
 
 
 @pytest.mark.parametrize("problem", ["unknown", "missing", "wrong shape"])
@@ -76,6 +81,23 @@ def test_save_and_load(tmp_path, small):
     frames = torch.randn(1, 2, 3, 64, 32)
     with torch.inference_mode():
         torch.testing.assert_close(model(frames)[1], original(frames)[1])
+
+
+def test_our_own_checkpoint_knows_its_architecture(tmp_path, small):
+    checkpoint.save(tmp_path / "last.pt", small)
+    assert checkpoint.load(tmp_path / "last.pt", architecture=SMALL).architecture == SMALL
+    other = Architecture.parse("resnet18+cosam5+tp", snippet_length=3, height=64, width=32)
+    with pytest.raises(
+        InvalidArgumentError, match=r"last\.pt was trained as resnet18\+cosam5\+tp with 2 .* with 3 frames"
+    ):
+        checkpoint.load(tmp_path / "last.pt", architecture=other)
+
+
+@pytest.mark.parametrize("change", [{"architecture": {"backbone": "resnet18"}}, {"architecture": {"depth": 3}}, {}])
+def test_a_checkpoint_of_another_version_is_refused(tmp_path, small, change):
+    torch.save({"format": checkpoint.FORMAT, **change}, tmp_path / "newer.pt")
+    with pytest.raises(InvalidArgumentError, match=r"newer\.pt: .* written by a newer version"):
+        checkpoint.load(tmp_path / "newer.pt")
 
 
 def test_fingerprint_follows_the_encoder_only(small):

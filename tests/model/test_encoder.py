@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from passerby.errors import InvalidArgumentError
@@ -33,7 +35,15 @@ def test_parameter_counts_of_cosam(channels, size, parameters):
 
 
 @pytest.mark.parametrize(
-    "name", ["se_resnet50+cosam45+tp", "resnet50+none+ta", "se_resnet50+cosam2345+rnn", "resnet50+cosam4-paper+tp"]
+    "name",
+    [
+        "se_resnet50+cosam45+tp",
+        "resnet50+none+ta",
+        "se_resnet50+cosam2345+rnn",
+        "resnet50+cosam4-paper+tp",
+        "convnext_atto.d2_in1k+cosam45+tp",
+        "mobilenetv3_small_050+none+rnn",
+    ],
 )
 def test_names_round_trip(name):
     architecture = Architecture.parse(name, snippet_length=8, height=128, width=64)
@@ -50,7 +60,14 @@ def test_names_round_trip(name):
         ("resnet50", {}, "backbone.attention.aggregation"),
         ("resnet50+cosam54+tp", {}, "each once"),
         ("resnet50+cosam16+tp", {}, "backbone.attention.aggregation"),
-        ("resnet50+cosam45+tp", {"snippet_length": 1}, "at least 2"),
+        ("resnet50+cosam+tp", {}, "backbone.attention.aggregation"),
+        ("resnet50+cosam44+tp", {}, "each once"),
+        ("resnet50+none-paper+tp", {}, "backbone.attention.aggregation"),
+        ("resnet50+cosam45+tp", {"snippet_length": 1}, r"at least 2 .*COSAM compares.*resnet50\+none\+tp"),
+        ("resnet50+none+ta", {"snippet_length": 1}, "at least 2 .*weighs frames"),
+        ("resnet50+none+rnn", {"snippet_length": 1}, "at least 2 .*from frame to frame"),
+        ("vit_tiny_patch16_224+cosam45+tp", {}, "no four stages"),
+        ("convnext_atto+none+tp", {"width": 100}, "multiples of 32 .convnext_atto"),
         ("resnet50+none+tp", {"snippet_length": 0}, "at least 1"),
         ("resnet50+none+tp", {"height": 250}, "multiples of 32"),
     ],
@@ -58,6 +75,29 @@ def test_names_round_trip(name):
 def test_what_cannot_be_built_is_refused_with_the_reason(name, sizes, why):
     with pytest.raises(InvalidArgumentError, match=why):
         Architecture.parse(name, **sizes)
+
+
+def test_the_papers_form_needs_a_cosam():
+    with pytest.raises(InvalidArgumentError, match="needs a COSAM"):
+        Architecture("resnet50", cosam=(), form="paper")
+
+
+@pytest.mark.parametrize("backbone", ["se_resnet50", "resnet50"])
+def test_every_set_of_blocks_is_constructible(backbone):
+    """16 sets of blocks, with each of TP, TA, RNN, of N = 2, 4, 8 and of the forms among them: shapes alone."""
+    subsets = [blocks for size in range(5) for blocks in itertools.combinations("2345", size)]
+    for number, blocks in enumerate(subsets):
+        aggregation, length = ("tp", "ta", "rnn")[number % 3], (2, 4, 8)[number // 3 % 3]
+        attention = f"cosam{''.join(blocks)}{'-paper' if number % 2 else ''}" if blocks else "none"
+        name = f"{backbone}+{attention}+{aggregation}"
+        architecture = Architecture.parse(name, snippet_length=length, height=64, width=32)
+        assert architecture.name == name
+        with torch.device("meta"):
+            descriptor, masks = TrackletEncoder(architecture)(torch.empty(2, length, 3, 64, 32))
+        assert descriptor.shape == (2, 512 if aggregation == "rnn" else 2048)
+        sizes = {2: (16, 8), 3: (8, 4), 4: (4, 2), 5: (2, 1) if aggregation == "ta" else (4, 2)}
+        expected = {int(block): (2, length, *sizes[int(block)]) for block in blocks}
+        assert {block: tuple(mask.shape) for block, mask in masks.items()} == expected
 
 
 @pytest.mark.parametrize(
@@ -68,6 +108,8 @@ def test_what_cannot_be_built_is_refused_with_the_reason(name, sizes, why):
         ("resnet50+cosam5+ta", 2048, 8),
         ("resnet50+cosam4-paper+rnn", 512, 4),
         ("resnet18+cosam25+tp", 512, 2),
+        ("convnext_atto+cosam45+tp", 320, 2),
+        ("mobilenetv3_small_050+cosam2345+ta", 288, 8),
     ],
 )
 def test_shapes(name, size, length):
