@@ -172,6 +172,9 @@ def test_a_manifest_whose_frames_are_not_there_is_an_error(tmp_path: Path) -> No
     report = check(path)
     assert [problem.kind for problem in report.problems] == ["missing", "missing"]
     assert (report.ok, report.attributes) == (False, ("hat",))
+    (tmp_path / "a.jpg").mkdir()
+    assert [(one.kind, one.reason) for one in check(path).problems][:1] == [("unreadable", "not a file")]
+    (tmp_path / "a.jpg").rmdir()
     drawn.image(tmp_path / "a.jpg")
     drawn.image(tmp_path / "b.jpg")
     assert check(path, decode=True).ok

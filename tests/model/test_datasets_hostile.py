@@ -14,10 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from passerby.errors import InvalidArgumentError, NotFoundError, PasserbyError
 from passerby_model.datasets import mars_tables, matlab, read, read_splits, rtf_pickle
+from passerby_model.datasets.checking import check
 from passerby_model.datasets.matlab import read_matrix
+from pyarrow import parquet
 from scipy.io import savemat
 
 from tests.model import drawn
@@ -68,6 +71,14 @@ def test_names_in_any_script_are_names(tmp_path: Path) -> None:
     drawn.plain(tmp_path, "王小明/Büro 2/t\u3000é")
     (found,) = read(tmp_path).tracklets
     assert found.key == "王小明/Büro 2/t\u3000é"
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "loop", "file.txt/deeper"])
+def test_paths_that_cannot_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file.txt").touch()
+    for call in (read, read_splits, check):
+        refused(lambda call=call: call(tmp_path / name), tmp_path, NotFoundError)  # type: ignore[misc]
 
 
 # ---- tables of MARS ----
@@ -140,6 +151,14 @@ def test_name_lists_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
     with_tables(tmp_path)
     (tmp_path / "info/test_name.txt").write_text("\n".join(["0002C1T0001F001.jpg", name] * 2))
     refused(lambda: read_splits(tmp_path), tmp_path / "info")
+
+
+@pytest.mark.parametrize("name", ["query_IDX.mat", "tracks_test_info.mat"])
+def test_a_pipe_for_a_table_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    drawn.mars(tmp_path)
+    (tmp_path / "info" / name).unlink()
+    os.mkfifo(tmp_path / "info" / name)
+    assert "not a file" in refused(lambda: read_splits(tmp_path), tmp_path / "info" / name)
 
 
 def test_name_lists_missing_repeated_and_cut(tmp_path: Path) -> None:
@@ -381,12 +400,14 @@ def test_pickles_of_python_2_are_read(tmp_path: Path) -> None:
 
 
 def test_damaged_tables_are_read_or_refused(tmp_path: Path) -> None:
-    """Whatever a few flipped bytes make of a pickle or a MATLAB file, nothing else than our error comes out."""
+    """Whatever a few flipped bytes make of a pickle, a MATLAB file or a Parquet table, nothing else than our error comes out."""
     drawn.rtf(tmp_path)
     savemat(tmp_path / "table.mat", {"t": np.arange(400).reshape(-1, 4)}, do_compression=True)
     savemat(tmp_path / "raw.mat", {"t": np.arange(400).reshape(-1, 4)})
     generator = np.random.default_rng(5)
-    readers = {"partitions.pkl": rtf_pickle.load, "table.mat": table_of, "raw.mat": table_of}
+    columns = {"identity": ["a", "b"], "camera": [1, 2], "tracklet": ["t", "u"], "frame": [["1.jpg"], ["2.jpg"]]}
+    parquet.write_table(pa.table(columns), tmp_path / "set.parquet")
+    readers = {"partitions.pkl": rtf_pickle.load, "table.mat": table_of, "raw.mat": table_of, "set.parquet": read}
     refusals = 0
     for name, reader in readers.items():
         whole = np.frombuffer((tmp_path / name).read_bytes(), dtype=np.uint8)

@@ -70,7 +70,10 @@ def whole_tracklet(folder: Path) -> tuple[Path, ...]:
 
 
 def read_bytes(path: Path, limit: int = MAX_TABLE_BYTES) -> bytes:
-    """A table's bytes. Raises NotFoundError when it cannot be read, InvalidArgumentError above `limit` bytes."""
+    """A table's bytes. Raises NotFoundError when it cannot be read, InvalidArgumentError above `limit` bytes, and for
+    folders, pipes and devices."""
+    if path.exists() and not path.is_file():
+        raise broken(path, "not a file")  # a pipe would be waited for
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,8 @@ def _stat(frame: Path) -> _Seen:
         found = os.stat(frame)
     except (OSError, ValueError) as error:
         return _Seen(fault=("missing", getattr(error, "strerror", None) or str(error)))
+    if not stat.S_ISREG(found.st_mode):
+        return _Seen(fault=("unreadable", "not a file"))
     if not found.st_size:
         return _Seen(fault=("unreadable", "empty (0 bytes)"))
     return _Seen(same=(found.st_dev, found.st_ino))

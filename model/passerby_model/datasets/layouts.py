@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, get_args
@@ -47,12 +48,17 @@ def detect(root: Path, format: Format = "auto") -> KnownFormat:
     """
     if format not in get_args(Format):
         raise InvalidArgumentError(f"format is one of {', '.join(get_args(Format))}; got {format!r}")
-    is_manifest = root.suffix.lower() in manifest.SUFFIXES and root.is_file()
-    if is_manifest and format in ("auto", "manifest"):
+    wanted = "manifest (.csv or .parquet)" if format == "manifest" else "folder"
+    try:
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{shown(root)}: no such {wanted}") from error
+    except (OSError, ValueError) as error:
+        raise NotFoundError(f"{shown(root)}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if format in ("auto", "manifest") and not is_folder and root.suffix.lower() in manifest.SUFFIXES:
         return "manifest"
-    if format == "manifest" or not root.is_dir():
-        wanted = "manifest (.csv or .parquet)" if format == "manifest" else "folder"
-        raise NotFoundError(f"{shown(root)}: " + (f"not a {wanted}" if root.exists() else f"no such {wanted}"))
+    if format == "manifest" or not is_folder:
+        raise NotFoundError(f"{shown(root)}: not a {wanted}")
     if format != "auto":
         return format
     signs = {name: sign for name, layout in LAYOUTS.items() if (sign := layout.sign(root))}
