@@ -115,7 +115,11 @@ def _read_labels(path: Path) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Clip:
-    """frames, original: uint8 (N, H, W, 3), original with its own background; whole: whether they show one person."""
+    """A clip as the student sees it and as a teacher does.
+
+    frames, original: uint8 (N, H, W, 3); original has its own background and, from a builder with `plain_original`, no
+    augmentation but `join`. whole: whether they show one person.
+    """
 
     frames: NDArray[np.uint8]
     original: NDArray[np.uint8]
@@ -147,19 +151,27 @@ class ClipBuilder:
         size: tuple[int, int],
         seed: int = 0,
         mask_of: Callable[[Path], Path | None] = lambda frame: None,
+        plain_original: bool = False,
     ) -> None:
         """mask_of: where the silhouette of a frame is, for exchanging backgrounds; None where there is none."""
         self.augmentation, self.size, self.seed = augmentation, size, seed
-        self._mask_of = mask_of
+        self._mask_of, self._plain_original = mask_of, plain_original
         self._tracklets, self._store, self._length = tracklets, store, snippet_length
         self._sources: dict[str, list[int]] = {}
         for member, tracklet in enumerate(tracklets):
             self._sources.setdefault(_source(tracklet), []).append(member)
 
-    def resized(self, size: tuple[int, int]) -> ClipBuilder:
+    def resized(self, size: tuple[int, int], *, plain_original: bool = False) -> ClipBuilder:
         """The same clips at another (H, W)."""
         return ClipBuilder(
-            self._tracklets, self._store, self.augmentation, self._length, size, self.seed, self._mask_of
+            self._tracklets,
+            self._store,
+            self.augmentation,
+            self._length,
+            size,
+            self.seed,
+            self._mask_of,
+            plain_original,
         )
 
     def batch(self, members: NDArray[np.int64], iteration: int, rank: int = 0) -> ClipBatch:
@@ -179,11 +191,17 @@ class ClipBuilder:
             lower = [self._store.get(path) for path in self._paths(self._partner(member, generator), generator)]
             images = join(images, lower, generator.uniform(*_WAIST))
             frames = augment(images, self.size, options, generator)
-            return Clip(frames, frames, whole=False)
+            return Clip(frames, self._original(images, frames), whole=False)
         moved = self._elsewhere(member, paths, images, generator)
         again = copy.deepcopy(generator)
         frames = augment(images, self.size, options, generator)
-        return Clip(frames if moved is None else augment(moved, self.size, options, again), frames, whole=True)
+        seen = frames if moved is None else augment(moved, self.size, options, again)
+        return Clip(seen, self._original(images, frames), whole=True)
+
+    def _original(self, images: Sequence[NDArray[np.uint8]], augmented: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if not self._plain_original:
+            return augmented
+        return np.stack([preprocess.resize(image, *self.size) for image in images])
 
     def _partner(self, member: int, generator: np.random.Generator) -> int:
         """Some tracklet of the same source, where cameras and drawing style are alike."""

@@ -87,10 +87,16 @@ class TaughtClipBuilder:
     the mirroring on (seed, iteration, place in the batch).
     """
 
-    def __init__(self, builder: ClipBuilder, teacher: Teacher, views: int, cache_bytes: int) -> None:
-        """builder: its clips, at its size, are what the student sees; cache_bytes: of clips kept in memory."""
+    def __init__(
+        self, builder: ClipBuilder, teacher: Teacher, views: int, cache_bytes: int, *, plain: bool = False
+    ) -> None:
+        """
+        builder: its clips, at its size, are what the student sees; cache_bytes: of clips kept in memory.
+
+        plain: the teacher sees the frames before augmentation.
+        """
         self._builder, self._teacher, self._views, self._free = builder, teacher, views, cache_bytes
-        self._large = builder.resized(teacher.size)
+        self._large = builder.resized(teacher.size, plain_original=plain)
         self._known: dict[tuple[int, int], _View] = {}
         self._lock = threading.Lock()
 

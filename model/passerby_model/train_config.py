@@ -117,6 +117,7 @@ class TrainConfig(_Frozen):
     teacher_weight: float = Field(1.0, ge=0)
     teacher_relation_weight: float = Field(0.0, ge=0)  # of its distances between the clips of a batch
     teacher_views: int = Field(100, ge=1)  # different clips drawn from a tracklet; the teacher sees each once
+    teacher_sees: Literal["augmented", "plain"] = "augmented"  # plain: its answer stays, whatever augmentation does
     teacher_precision: Literal["f32", "bf16"] = "f32"  # bf16 halves its cost on a processor that has it
     amp: Literal["none", "bf16", "fp16"] = "none"
     compile: bool = False  # torch.compile: minutes at the start, fewer of them for each iteration

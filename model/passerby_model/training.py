@@ -308,7 +308,8 @@ class _Run:
         )
         if teacher is None:
             return builder
-        return distillation.TaughtClipBuilder(builder, teacher, config.teacher_views, cache)
+        plain = config.teacher_sees == "plain"
+        return distillation.TaughtClipBuilder(builder, teacher, config.teacher_views, cache, plain=plain)
 
     def _take(self, model: Classifier, state: dict[str, Tensor], source: str) -> set[str]:
         try:

@@ -245,3 +245,14 @@ def test_garments_change_colour_and_the_rest_does_not(tracklet):
     assert changed[:, 12:30, 4:28].mean() > 0.9
     assert changed[:, 36:56, 4:28].mean() > 0.9
     assert np.array_equal(made[0], made[1]), "the same clothes in every frame"
+
+
+def test_a_plain_original_is_the_frame_before_augmentation(tracklet):
+    everything = Augmentation(crop=1, flip=1, colour=1, erase=1)
+    store = clips.FrameStore(64, 32, 10**6)
+    make = clips.ClipBuilder([tracklet], store, everything, 4, (64, 32))
+    drawn = make.resized((32, 16), plain_original=True).clip(0, np.random.default_rng(3))
+    same = make.resized((32, 16)).clip(0, np.random.default_rng(3))
+    assert np.array_equal(drawn.frames, same.frames), "what the student sees does not depend on the teacher"
+    assert not np.array_equal(same.original, drawn.original)
+    assert set(np.unique(drawn.original[:, :, :6])) <= {5, 15, 25, 35, 45}, "the tracklet's own levels, to the left"
