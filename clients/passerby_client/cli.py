@@ -28,7 +28,7 @@ COMMANDS: Mapping[str, Entry] = {
         "passerby_export.evaluate_cli:evaluate_command", "Measure mAP, CMC and thresholds of a model.", "export"
     ),
     "export": Entry("passerby_export.cli:export", "Export a trained encoder as a bundle.", "export"),
-    "data": Entry("passerby_model.datasets.cli:app", "Check a data set before training on it."),
+    "data": Entry("passerby_model.datasets.cli:app", "Check a data set; list the identities of a split."),
     "attention": Entry(
         "passerby_model.attention_cli:attention", "Check a model's attention masks against a street.", "server"
     ),

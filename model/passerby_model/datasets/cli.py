@@ -64,13 +64,14 @@ def check(
     from passerby.errors import PasserbyError
 
     from passerby_model.datasets.checking import check as run
+    from passerby_model.datasets.files import shown
 
     try:
         with _progress() as progress:
             report = run(path, layout.value, decode=decode, threads=threads, progress=progress)
     except PasserbyError as error:
         if as_json:
-            _print_json({"path": str(path), "ok": False, "refused": error.message, "reason": error.reason})
+            _print_json({"path": shown(path), "ok": False, "refused": error.message, "reason": error.reason})
             raise typer.Exit(1) from error
         raise
     if as_json:
@@ -103,15 +104,16 @@ def identities(
     """
     from passerby.errors import NotFoundError
 
+    from passerby_model.datasets.files import shown
     from passerby_model.datasets.splits import read_splits
 
     splits = read_splits(path, layout.value)
     if split > len(splits):
-        raise NotFoundError(f"{path}: has {len(splits)} splits, no split {split}")
+        raise NotFoundError(f"{shown(path)}: has {len(splits)} splits, no split {split}")
     chosen = splits[split - 1]
     names = sorted({tracklet.identity for tracklet in (chosen.train if part == Half.TRAIN else chosen.query)})
     if not names:
-        raise NotFoundError(f"{path}: nobody is in the half {part.value!r} of {chosen.name}")
+        raise NotFoundError(f"{shown(path)}: nobody is in the half {part.value!r} of {chosen.name}")
     typer.echo("\n".join(names))
 
 
