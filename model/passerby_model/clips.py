@@ -374,7 +374,8 @@ def _before(
 
 def _fitted(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
     rows, columns = (np.arange(size) * mask.shape[axis] // size for axis, size in enumerate((height, width)))
-    return mask[rows][:, columns]
+    fitted: NDArray[np.bool_] = mask[rows][:, columns]
+    return fitted
 
 
 def _dress(clip: NDArray[np.uint8], probability: float, generator: np.random.Generator) -> None:

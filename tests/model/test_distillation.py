@@ -74,7 +74,12 @@ def test_each_view_is_seen_once_and_comes_back_the_same(people: Path, tmp_path: 
     builder = taught(people, teacher)
     seen: list[int] = []
     original = Teacher.descriptors
-    monkeypatch.setattr(Teacher, "descriptors", lambda self, clips: seen.append(len(clips)) or original(self, clips))
+
+    def counted(self: Teacher, clips):
+        seen.append(len(clips))
+        return original(self, clips)
+
+    monkeypatch.setattr(Teacher, "descriptors", counted)
     members = np.arange(16).repeat(4)
     batches = [builder.batch(members, iteration) for iteration in range(12)]
     assert sum(seen) == 16 * 3, "three views of sixteen tracklets, all of them drawn by now"
