@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from passerby_model.bundle import (
     MANIFEST_NAME,
+    Artefact,
     Calibration,
     Input,
     Manifest,
@@ -138,22 +139,30 @@ def make_bundle(
     )
     files = {encoder.name: describe_file(encoder)}
     size = Input(snippet_length=snippet_length, height=height, width=width)
-    row = ParityRow(
-        runtime="onnxruntime",
-        snippets=1,
-        relative_l2=0.0,
-        cosine=1.0,
-        max_relative_l2=1e-4,
-        min_cosine=0.999,
-        passed=bool(parity_passed),
+    rows = tuple(
+        ParityRow(
+            runtime=runtime,
+            snippets=1,
+            relative_l2=0.0,
+            cosine=1.0,
+            max_relative_l2=1e-4,
+            min_cosine=0.999,
+            passed=bool(parity_passed),
+        )
+        for runtime in ("onnxruntime", "openvino")
+    )
+    artefact = Artefact(
+        precision="fp32",
+        format="onnx",
+        files=(encoder.name,),
+        runtimes=("onnxruntime", "openvino"),
+        parity=None if parity_passed is None else Parity(reference="computed by hand", rows=rows, passed=parity_passed),
     )
     fingerprint = fingerprint_of(files=files, input=size, descriptor_dim=dim, metric=metric, architecture="mean-colour")
     manifest = Manifest(
         name="tiny",
         architecture="mean-colour",
-        encoder=encoder.name,
-        format="onnx",
-        precision="fp32",
+        artefacts=(artefact,),
         input=size,
         descriptor_dim=dim,
         metric=metric,
@@ -162,9 +171,6 @@ def make_bundle(
         ),
         files=files,
         fingerprint=fingerprint,
-        parity=None
-        if parity_passed is None
-        else Parity(reference="computed by hand", rows=(row,), passed=parity_passed),
         calibration=calibration.sealed(fingerprint) if calibration else None,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

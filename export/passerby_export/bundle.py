@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +20,12 @@ from pathlib import Path
 from passerby.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from passerby_model.bundle import (
     MANIFEST_NAME,
+    Artefact,
     File,
     Input,
     Manifest,
     MaskOutput,
     Metric,
-    Parity,
     describe_file,
     fingerprint_of,
     manifest_bytes,
@@ -33,7 +33,7 @@ from passerby_model.bundle import (
 
 # What "no room" is called: disk full, over quota, over the file size limit of the process.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_TOOLS = ("passerby", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "torch")
+_TOOLS = ("passerby", "nncf", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "torch")
 
 
 @contextlib.contextmanager
@@ -76,45 +76,47 @@ def check_target(target: Path, *, force: bool) -> None:
 
 def seal(
     folder: Path,
+    artefacts: Sequence[Artefact],
     *,
     name: str,
     architecture: str,
-    encoder: str,
-    precision: str,
     input: Input,
     descriptor_dim: int,
     metric: Metric,
-    parity: Parity,
     masks: tuple[MaskOutput, ...] = (),
     training: dict[str, object] | None = None,
 ) -> Manifest:
     """Write bundle.json over the files that lie in `folder`, with their checksums and the fingerprint.
 
+    Args:
+        artefacts: whose files they are, the most exact one first.
+
     Raises:
-        FailedPreconditionError: the parity report has no rows or a failed one: such an encoder gets no bundle.
+        FailedPreconditionError: an artefact's parity report is missing, or has a failed row: such an encoder gets no
+            bundle.
     """
-    if not parity.passed or not parity.rows or parity.failures():
+    problems = [text for a in artefacts for runtime in a.runtimes if (text := a.unproven(runtime))]
+    if problems:
         raise FailedPreconditionError(
-            "the encoder is not the model it was made from: "
-            + "; ".join(parity.failures() or ["nothing was compared"]),
-            reason="PARITY_FAILED",
+            f"the encoder is not the model it was made from: {'; '.join(problems)}", reason="PARITY_FAILED"
         )
     files: dict[str, File] = {path.name: describe_file(path) for path in sorted(folder.iterdir())}
     manifest = Manifest(
         name=name,
         architecture=architecture,
-        encoder=encoder,
-        format="openvino" if encoder.endswith(".xml") else "onnx",
-        precision=precision,
+        artefacts=tuple(artefacts),
         input=input,
         descriptor_dim=descriptor_dim,
         metric=metric,
         masks=masks,
         files=files,
         fingerprint=fingerprint_of(
-            files=files, input=input, descriptor_dim=descriptor_dim, metric=metric, architecture=architecture
+            files={name: files[name] for name in artefacts[0].files},
+            input=input,
+            descriptor_dim=descriptor_dim,
+            metric=metric,
+            architecture=architecture,
         ),
-        parity=parity,
         training=json.loads(json.dumps(training or {}, default=str)),
         tools=tool_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

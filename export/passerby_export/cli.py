@@ -94,7 +94,7 @@ def inspect_command(
     if path.is_dir():
         from passerby_model.bundle import read_manifest
 
-        encoders = [path / read_manifest(path).encoder]
+        encoders = [path / artefact.file for artefact in read_manifest(path).artefacts]
     reports = [inspect_encoder(encoder) for encoder in encoders]
     if as_json:
         typer.echo(json.dumps([report.to_dict() for report in reports], indent=2))
@@ -157,21 +157,19 @@ def show_command(path: _Bundle, as_json: _AsJson = False) -> None:
     if as_json:
         typer.echo(manifest.model_dump_json(indent=2))
         return
-    size = sum(file.size for file in manifest.files.values())
     shape = manifest.input
     masks = ", ".join(f"COSAM_{mask.block} {mask.height}x{mask.width}" for mask in manifest.masks)
     for key, value in {
         "name": manifest.name,
         "architecture": manifest.architecture,
-        "encoder": f"{manifest.encoder} ({manifest.precision}, {size / 1e6:.1f} MB)",
         "input": f"{shape.snippet_length} frames of {shape.height}x{shape.width}, uint8 RGB",
         "descriptor": f"{manifest.descriptor_dim} values, {manifest.metric.replace('_', ' ')}",
         "masks": masks or "none",
         "fingerprint": manifest.fingerprint,
         "created": manifest.created,
-        "parity": _parity_summary(manifest.parity),
     }.items():
         typer.echo(f"{key:13}{value}")
+    _print_artefacts(manifest)
     if manifest.calibration is not None:
         from .calibrate import calibration_lines
 
@@ -210,9 +208,16 @@ def _numbers(flag: str, text: str | None, count: int) -> tuple[float, ...] | Non
 
 
 def _print_written(target: Path, manifest: Manifest) -> None:
-    typer.echo(f"{target}: {manifest.name}, {manifest.precision}, {manifest.descriptor_dim} values, {manifest.metric}")
+    typer.echo(f"{target}: {manifest.name}, {manifest.descriptor_dim} values, {manifest.metric}")
     typer.echo(f"fingerprint {manifest.fingerprint}")
-    typer.echo(f"parity {_parity_summary(manifest.parity)}")
+    _print_artefacts(manifest)
+
+
+def _print_artefacts(manifest: Manifest) -> None:
+    for artefact in manifest.artefacts:
+        size = sum(manifest.files[name].size for name in artefact.files)
+        typer.echo(f"{artefact.precision:13}{artefact.file}, {size / 1e6:.1f} MB, for {', '.join(artefact.runtimes)}")
+        typer.echo(f"{'':13}parity {_parity_summary(artefact.parity)}")
 
 
 def _parity_summary(parity: Parity | None) -> str:
@@ -222,7 +227,14 @@ def _parity_summary(parity: Parity | None) -> str:
     masks = [row.mask_error for row in rows if row.mask_error is not None]
     text = (
         f"{'passed' if parity.passed else 'FAILED'} against {parity.reference}: "
-        f"{', '.join(sorted({row.runtime for row in rows}))}; batches {sorted({row.snippets for row in rows})}; "
+        f"{', '.join(sorted({row.runtime for row in rows}))}; batches {_ranges({row.snippets for row in rows})} of "
+        f"{', '.join(dict.fromkeys(row.frames for row in rows))}; "
         f"relative L2 <= {max(row.relative_l2 for row in rows):.1e}, cosine >= {min(row.cosine for row in rows):.6f}"
     )
     return text + (f", masks <= {max(masks):.1e}" if masks else "")
+
+
+def _ranges(numbers: set[int]) -> str:
+    """`1-8`, or `1, 2, 3, 8` where numbers are missing."""
+    low, high = min(numbers), max(numbers)
+    return f"{low}-{high}" if len(numbers) == high - low + 1 > 1 else ", ".join(map(str, sorted(numbers)))

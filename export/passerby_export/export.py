@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from passerby_model import checkpoint as checkpoints
 from passerby_model.backends import BackendName, Encoded
-from passerby_model.bundle import Input, Manifest, MaskOutput
+from passerby_model.bundle import Artefact, Input, Manifest, MaskOutput
 from passerby_model.encoder import Architecture, TrackletEncoder
 from passerby_model.preprocess import normalise
 
@@ -99,16 +99,15 @@ def export_encoder(
             batches=BATCHES,
         )
         masks = ((block, *arch.map_size(block)) for block in arch.cosam)
+        artefact = Artefact(precision=precision, format="onnx", files=(path.name,), runtimes=RUNTIMES, parity=parity)
         return seal(
             folder,
+            [artefact],
             name=name or arch.name,
             architecture=arch.name,
-            encoder=path.name,
-            precision=precision,
             input=input,
             descriptor_dim=encoder.descriptor_size,
             metric="squared_euclidean",  # the protocol that these networks are trained and measured with
-            parity=parity,
             masks=tuple(MaskOutput(name=mask_name(b), block=b, height=h, width=w) for b, h, w in masks),
             training=training,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from passerby.errors import FailedPreconditionError, InternalError, InvalidArgumentError
 from passerby_model.backends import Backend, BackendName, EncoderFormat, open_encoder
-from passerby_model.bundle import Input, Manifest, Parity, describe_file
+from passerby_model.bundle import Artefact, Input, Manifest, Parity, describe_file
 
 from .bundle import check_target, new_bundle, require_file, seal
 from .foreign import ForeignModel
@@ -49,16 +49,21 @@ def wrap(model: Path, target: Path, spec: WrapSpec, *, force: bool = False) -> M
         input = Input(snippet_length=1, height=original.ports.height, width=original.ports.width)
         runtimes = _runtimes(encoder, original.format)
         parity = _prove(encoder, original, runtimes, input)
+        artefact = Artefact(
+            precision=original.precision,
+            format=original.format,
+            files=(encoder.name, *sorted(path.name for path in folder.iterdir() if path != encoder)),
+            runtimes=runtimes,
+            parity=parity,
+        )
         return seal(
             folder,
+            [artefact],
             name=spec.name,
             architecture=f"wrapped:{spec.name}",
-            encoder=encoder.name,
-            precision=original.precision,
             input=input,
             descriptor_dim=_descriptor_dim(open_encoder(encoder, original.format, runtimes[0]), input),
             metric=spec.bundle_metric,
-            parity=parity,
             training=_origin(model, spec),
         )
 

@@ -18,6 +18,9 @@ def serve(
         str | None, typer.Option(help="HOST:PORT; port 0 takes a free one. [default: 127.0.0.1:50051]")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime. [default: auto]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, or one that the bundle has: fp32, fp16, w8, bf16, int8. [default: auto]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the encoder; 0 for all cores.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")] = None,
     set_: Annotated[
@@ -46,6 +49,7 @@ def serve(
         "data": data,
         "address": address,
         "backend": backend,
+        "precision": precision,
         "threads": threads,
         "allow_unverified": allow_unverified,
         "insecure_listen": insecure_listen,

@@ -118,8 +118,10 @@ class ServerConfig(_Section):
         "reaches the port can read and delete everything.",
     )
     backend: Literal["auto", "openvino", "onnxruntime"] = Field("auto", description="What runs the encoder.")
-    inference_precision: Literal["f32", "bf16"] = Field(
-        "f32", description="bf16 is about twice as fast where the processor has it, at 1e-4 in cosine (OpenVINO only)."
+    precision: Literal["auto", "fp32", "fp16", "w8", "bf16", "int8"] = Field(
+        "auto",
+        description="Which of the bundle's artefacts runs; auto takes bf16 where the bundle has it and the processor "
+        "too, else the most exact one; int8 is taken by name only.",
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of the encoder; 0 for all cores.")
     decode_threads: int = Field(0, ge=0, le=256, description="Threads that decode frames; 0 for one per core.")

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import grpc
 import numpy as np
 from passerby.errors import FailedPreconditionError, UnavailableError
-from passerby_model.backends import Backend, open_backend
+from passerby_model.backends import Backend, default_max_batch, open_backend
 from passerby_model.backends.cores import usable_cores
 from passerby_model.bundle import Bundle, open_bundle
 
@@ -30,8 +30,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-# Frames in the largest batch when the configuration leaves it open.
-DEFAULT_BATCH_FRAMES = 32
 # Reads of the galleries at the same time, searches among them.
 READ_THREADS = 8
 # Writes that wait for SQLite's one writer, which commits them together. Threads of their own: were they the readers',
@@ -80,10 +78,10 @@ class Runtime:
             config.backend,
             threads=config.threads,
             streams=config.batching.workers,
-            inference_precision=config.inference_precision,
+            precision=config.precision,
         )
         size, manifest = bundle.manifest.input, bundle.manifest
-        max_batch = config.batching.max_snippets or max(1, DEFAULT_BATCH_FRAMES // size.snippet_length)
+        max_batch = config.batching.max_snippets or default_max_batch(size.snippet_length)
         await asyncio.to_thread(warm_up, backend, (size.snippet_length, size.height, size.width, 3), max_batch)
         galleries = await asyncio.to_thread(open_galleries, config.data)
         self._stack.callback(galleries.close)

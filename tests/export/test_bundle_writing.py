@@ -11,7 +11,7 @@ from passerby.errors import AlreadyExistsError, FailedPreconditionError, Passerb
 from passerby_export.bundle import new_bundle, seal
 from passerby_export.spec import WrapSpec
 from passerby_export.wrap import wrap
-from passerby_model.bundle import Input, Parity, ParityRow, open_bundle
+from passerby_model.bundle import Artefact, Input, Parity, ParityRow, open_bundle
 
 from tests.export.conftest import foreign_onnx
 
@@ -24,16 +24,21 @@ def write(target: Path, content: bytes, *, force: bool = False, passed: bool = T
     row = ROW.model_copy(update={"passed": passed, "cosine": 1 if passed else 0.5})
     with new_bundle(target, force=force) as folder:
         (folder / "encoder.onnx").write_bytes(content)
+        artefact = Artefact(
+            precision="fp32",
+            format="onnx",
+            files=("encoder.onnx",),
+            runtimes=("openvino",),
+            parity=Parity(reference="r", rows=(row,), passed=passed),
+        )
         seal(
             folder,
+            [artefact],
             name="n",
             architecture="a",
-            encoder="encoder.onnx",
-            precision="fp32",
             input=Input(snippet_length=1, height=32, width=16),
             descriptor_dim=4,
             metric="cosine",
-            parity=Parity(reference="r", rows=(row,), passed=passed),
         )
 
 

@@ -27,7 +27,8 @@ def test_wrap_show_and_verify(tmp_path: Path) -> None:
     model = foreign_onnx(tmp_path / "foreign.onnx", layout="NHWC")
     target = tmp_path / "bundle"
     written = run("wrap", model, target, *FLAGS)
-    assert f"{target}: foreign, fp32, 6 values, cosine" in written
+    assert f"{target}: foreign, 6 values, cosine" in written
+    assert "fp32         encoder.onnx" in written
     assert "parity passed against foreign.onnx frame by frame" in written
     shown = run("show", target)
     assert "1 frames of 32x16, uint8 RGB" in shown

@@ -6,16 +6,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 from passerby.errors import FailedPreconditionError, InternalError, InvalidArgumentError, NotFoundError
-from passerby_model.backends import Encoded, EncoderSpec, open_backend, open_encoder
+from passerby_model.backends import Encoded, EncoderSpec, choice, open_backend, open_encoder
 from passerby_model.backends.base import BackendName, check_encoded
+from passerby_model.backends.choice import candidates
 from passerby_model.backends.quiet import import_openvino
-from passerby_model.bundle import open_bundle
+from passerby_model.bundle import Bundle, open_bundle
 
 from tests.encoders import expected_descriptor, make_bundle, write_encoder
 
@@ -172,3 +174,59 @@ def test_manifest_and_graph_must_agree(tmp_path: Path) -> None:
 def test_a_batch_that_comes_back_otherwise_is_an_internal_error(encoded: Encoded, problem: str) -> None:
     with pytest.raises(InternalError, match=problem):
         check_encoded(encoded, 3, EncoderSpec(4, 32, 16, 8, ()))
+
+
+def with_artefacts(bundle: Bundle, *precisions: str, **changes: Any) -> Bundle:
+    """The bundle with its one file listed under several precisions."""
+    first = bundle.manifest.artefacts[0]
+    artefacts = tuple(first.model_copy(update={"precision": precision, **changes}) for precision in precisions)
+    bundle.manifest = bundle.manifest.model_copy(update={"artefacts": artefacts})
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("precisions", "bf16", "auto"),
+    [
+        (("fp32", "bf16", "int8"), True, "bf16"),
+        (("fp32", "bf16", "int8"), False, "fp32"),
+        (("fp32", "w8", "int8"), True, "fp32"),
+        (("int8",), True, "int8"),
+        (("bf16",), True, "bf16"),
+    ],
+)
+def test_auto_is_the_fastest_that_ranks_like_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precisions: tuple[str, ...], bf16: bool, auto: str
+) -> None:
+    monkeypatch.setattr(choice, "processor_has_bf16", lambda: bf16)
+    bundle = with_artefacts(open_bundle(make_bundle(tmp_path)), *precisions)
+    artefact, runtime = candidates(bundle, "auto", "auto")[0]
+    assert (artefact.precision, runtime) == (auto, "openvino")
+
+
+def test_the_precision_asked_for_runs_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = with_artefacts(open_bundle(make_bundle(tmp_path)), "fp32", "bf16")
+    assert open_backend(bundle, "onnxruntime", precision="fp32").precision == "fp32"
+    with pytest.raises(FailedPreconditionError, match=r"no int8 artefact, it has fp32, bf16: .*fp32,bf16,int8") as none:
+        open_backend(bundle, precision="int8")
+    assert none.value.reason == "PRECISION_MISSING"
+    monkeypatch.setattr(choice, "processor_has_bf16", lambda: False)
+    with pytest.raises(FailedPreconditionError, match="does not compute in bf16") as slow:
+        open_backend(bundle, precision="bf16")
+    assert slow.value.reason == "PRECISION_UNSUPPORTED"
+
+
+def test_a_runtime_that_the_artefact_is_not_for_is_refused(tmp_path: Path) -> None:
+    bundle = with_artefacts(open_bundle(make_bundle(tmp_path)), "fp32", runtimes=("onnxruntime",))
+    assert open_backend(bundle).name == "onnxruntime"
+    with pytest.raises(FailedPreconditionError, match=r"nothing for openvino: encoder\.onnx is for onnxruntime"):
+        open_backend(bundle, "openvino")
+
+
+def test_unproven_is_refused_naming_the_row_or_said_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bundle = open_bundle(make_bundle(tmp_path, parity_passed=False), allow_unverified=True)
+    assert open_backend(bundle).name == "openvino"
+    assert "UNVERIFIED, descriptors may be wrong: encoder.onnx (fp32) failed its parity check: openvino" in caplog.text
+    bundle.allow_unverified = False
+    with pytest.raises(FailedPreconditionError, match="failed its parity check: openvino, batch 1 of frames") as raised:
+        open_backend(bundle)
+    assert raised.value.reason == "BUNDLE_UNVERIFIED"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from passerby.errors import DataLossError, FailedPreconditionError, NotFoundError, PasserbyError
 from passerby_model.bundle import (
+    Artefact,
     Calibration,
     CalibrationPoint,
     Input,
@@ -46,15 +47,20 @@ def root(tmp_path: Path) -> Path:
     manifest = Manifest(
         name="n",
         architecture="a",
-        encoder="encoder.xml",
-        format="openvino",
-        precision="fp32",
+        artefacts=(
+            Artefact(
+                precision="fp32",
+                format="openvino",
+                files=("encoder.xml", "encoder.bin"),
+                runtimes=("openvino",),
+                parity=Parity(reference="PyTorch", rows=(row,), passed=True),
+            ),
+        ),
         input=input,
         descriptor_dim=8,
         metric="cosine",
         files=files,
         fingerprint=fingerprint_of(files=files, input=input, descriptor_dim=8, metric="cosine", architecture="a"),
-        parity=Parity(reference="PyTorch", rows=(row,), passed=True),
     )
     (root / "bundle.json").write_bytes(manifest_bytes(manifest))
     return root
@@ -78,7 +84,7 @@ def cut(path: Path) -> None:
 
 
 def fail_row(content: dict[str, Any]) -> None:
-    content["parity"]["rows"][0] |= {"passed": False, "cosine": 0.9}
+    content["artefacts"][0]["parity"]["rows"][0] |= {"passed": False, "cosine": 0.9}
 
 
 def test_a_good_bundle_opens(root: Path) -> None:
@@ -111,10 +117,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str, str
         "damaged",
     ),
     "newer schema": (
-        lambda r: edit(r, lambda c: c.update(schema_version=2)),
+        lambda r: edit(r, lambda c: c.update(schema_version=3)),
         FailedPreconditionError,
         "BUNDLE_SCHEMA_VERSION",
-        "schema version 2, this passerby reads 1",
+        "schema version 3, this passerby reads 1 to 2: install the passerby that made it",
     ),
     "no schema version": (
         lambda r: edit(r, lambda c: c.pop("schema_version")),
@@ -139,7 +145,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str, str
         lambda r: edit(r, lambda c: c["files"].pop("encoder.bin")),
         DataLossError,
         "BUNDLE_DAMAGED",
-        "was edited",
+        r"encoder\.bin' has no checksum",
     ),
     "weights that the list leaves out": (
         lambda r: (r / "encoder.data").write_bytes(b"weights"),
@@ -154,7 +160,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str, str
         r"does not list \.cache",
     ),
     "encoder without checksum": (
-        lambda r: edit(r, lambda c: c.update(encoder="other.xml")),
+        lambda r: edit(r, lambda c: c["artefacts"][0].update(files=["other.xml"])),
         DataLossError,
         "BUNDLE_DAMAGED",
         r"other\.xml",
@@ -166,13 +172,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str, str
         "leads out",
     ),
     "no parity report": (
-        lambda r: edit(r, lambda c: c.update(parity=None)),
+        lambda r: edit(r, lambda c: c["artefacts"][0].update(parity=None)),
         FailedPreconditionError,
         "BUNDLE_UNVERIFIED",
         "no parity report",
     ),
     "empty parity report": (
-        lambda r: edit(r, lambda c: c["parity"].update(rows=[])),
+        lambda r: edit(r, lambda c: c["artefacts"][0]["parity"].update(rows=[])),
         FailedPreconditionError,
         "BUNDLE_UNVERIFIED",
         "no parity report",
@@ -184,13 +190,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str, str
         "openvino, batch 2 of noise: .*cosine 0.9",
     ),
     "marked as failed": (
-        lambda r: edit(r, lambda c: c["parity"].update(passed=False)),
+        lambda r: edit(r, lambda c: c["artefacts"][0]["parity"].update(passed=False)),
         FailedPreconditionError,
         "BUNDLE_UNVERIFIED",
         "marked as failed",
     ),
     "row beyond its limit but marked as passed": (
-        lambda r: edit(r, lambda c: c["parity"]["rows"][0].update(cosine=0.5)),
+        lambda r: edit(r, lambda c: c["artefacts"][0]["parity"]["rows"][0].update(cosine=0.5)),
         FailedPreconditionError,
         "BUNDLE_UNVERIFIED",
         "cosine 0.5",
@@ -316,3 +322,61 @@ def test_an_unlisted_file_is_refused_even_on_demand(root: Path) -> None:
 def test_what_a_file_manager_leaves_behind_is_no_harm(root: Path) -> None:
     (root / ".DS_Store").write_bytes(b"\0")
     assert open_bundle(root).manifest.name == "n"
+
+
+def as_version_1(content: dict[str, Any]) -> None:
+    artefact = content.pop("artefacts")[0]
+    content.update(schema_version=1, encoder=artefact["files"][0])
+    content.update({key: artefact[key] for key in ("format", "precision", "parity")})
+    for row in content["parity"]["rows"]:
+        del row["cost_volume_error"], row["max_cost_volume_error"]
+    del content["parity"]["ranking"]
+
+
+def test_a_bundle_of_the_first_schema_is_the_same_bundle(root: Path) -> None:
+    now = open_bundle(root)
+    edit(root, as_version_1)
+    before = json.loads((root / "bundle.json").read_text())
+    assert before["schema_version"] == 1
+    assert open_bundle(root).manifest == now.manifest
+    edit(root, lambda c: c["parity"]["rows"][0].update(cosine=0.5))
+    with pytest.raises(FailedPreconditionError, match=r"cosine 0\.5"):
+        open_bundle(root)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"parity": {"rows": [1]}}, {"files": 3}, {"parity": None, "format": "tflite"}], ids=str
+)
+def test_a_damaged_bundle_of_the_first_schema_is_refused(root: Path, damage: dict[str, Any]) -> None:
+    edit(root, as_version_1)
+    edit(root, lambda c: c.update(damage))
+    with pytest.raises(DataLossError, match=r"bundle\.json is damaged"):
+        open_bundle(root)
+
+
+def test_every_artefact_needs_its_proof(root: Path) -> None:
+    def twice(content: dict[str, Any]) -> None:
+        content["artefacts"].append(content["artefacts"][0] | {"precision": "bf16", "parity": None})
+
+    edit(root, twice)
+    with pytest.raises(FailedPreconditionError, match=r"encoder\.xml \(bf16\) has no parity report for openvino"):
+        open_bundle(root)
+    opened = open_bundle(root, allow_unverified=True)
+    assert [artefact.precision for artefact in opened.manifest.artefacts] == ["fp32", "bf16"]
+
+
+def test_the_other_artefacts_do_not_change_the_fingerprint(root: Path) -> None:
+    before = open_bundle(root).fingerprint
+    (root / "encoder.int8.onnx").write_bytes(b"other")
+
+    def add(content: dict[str, Any]) -> None:
+        content["files"]["encoder.int8.onnx"] = describe_file(root / "encoder.int8.onnx").model_dump()
+        content["artefacts"].append(
+            content["artefacts"][0] | {"precision": "int8", "format": "onnx", "files": ["encoder.int8.onnx"]}
+        )
+
+    edit(root, add)
+    assert open_bundle(root).fingerprint == before
+    (root / "encoder.int8.onnx").write_bytes(b"changed")
+    with pytest.raises(DataLossError, match=r"encoder\.int8\.onnx differs"):
+        open_bundle(root)

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
 
 from passerby.errors import FailedPreconditionError, NotFoundError
 
-from passerby_model.backends.base import Backend, BackendKind, BackendName, Encoded, EncoderFormat, EncoderSpec
-from passerby_model.bundle import Bundle, Manifest
+from passerby_model.backends.base import (
+    Backend,
+    BackendKind,
+    BackendName,
+    Encoded,
+    EncoderSpec,
+    InferencePrecision,
+    default_max_batch,
+)
+from passerby_model.backends.choice import PrecisionKind, candidates
+from passerby_model.bundle import Artefact, Bundle, EncoderFormat, Manifest
 
 __all__ = [
     "Backend",
@@ -21,42 +29,81 @@ __all__ = [
     "Encoded",
     "EncoderFormat",
     "EncoderSpec",
+    "InferencePrecision",
+    "PrecisionKind",
+    "default_max_batch",
+    "open_artefact",
     "open_backend",
     "open_encoder",
 ]
 
 log = logging.getLogger(__name__)
 
-InferencePrecision = Literal["f32", "bf16"]
-
 
 def open_backend(
     bundle: Bundle,
     kind: BackendKind = "auto",
     *,
+    precision: PrecisionKind = "auto",
     threads: int = 0,
     streams: int = 1,
-    inference_precision: InferencePrecision = "f32",
+    inference_precision: InferencePrecision | None = None,
 ) -> Backend:
-    """Loads the bundle's encoder.
+    """Loads an artefact of the bundle.
 
     Args:
-        kind: `auto` takes OpenVINO when it is installed and loads the encoder, else ONNX Runtime.
+        kind: the runtime; `auto` takes OpenVINO when it is installed and loads the encoder, else ONNX Runtime.
+        precision: number format of the artefact; `auto` takes bf16 where the bundle has it and the processor too, else
+            the most exact one. int8 is taken by name only, or when there is nothing else.
         threads: CPU threads; 0 for all cores.
         streams: calls that compute at the same time (OpenVINO only; ONNX Runtime takes any number).
-        inference_precision: `bf16` for speed on processors that have it (OpenVINO only).
+        inference_precision: instead of what belongs to the artefact, which is what its parity report proved.
 
     Raises:
-        FailedPreconditionError: the runtime is not installed (BACKEND_MISSING), cannot run this format
-            (BACKEND_FORMAT) or this encoder (BACKEND_LOAD), or the graph is not the bundle's (ENCODER_CONTRACT).
+        FailedPreconditionError: the bundle has no such artefact (PRECISION_MISSING) or none for the runtime
+            (BACKEND_FORMAT), the processor lacks the number format (PRECISION_UNSUPPORTED), no parity report passed for
+            it (BUNDLE_UNVERIFIED, naming the row), the runtime is not installed (BACKEND_MISSING) or cannot run the
+            encoder (BACKEND_LOAD), the graph is not the bundle's (ENCODER_CONTRACT), or the correlation would not be
+            computed in float32 (NCC_PRECISION).
     """
-    manifest = bundle.manifest
+    found = candidates(bundle, kind, precision)
+    for number, (artefact, runtime) in enumerate(found):
+        try:
+            return open_artefact(
+                bundle, artefact, runtime, threads=threads, streams=streams, inference_precision=inference_precision
+            )
+        except FailedPreconditionError as error:
+            # A graph that breaks the contract breaks it everywhere, and a failed proof is nothing to step around.
+            if number == len(found) - 1 or error.reason in ("ENCODER_CONTRACT", "BUNDLE_UNVERIFIED"):
+                raise
+            after, name = found[number + 1]
+            log.warning("falling back to %s on %s: %s", after.file, name, error.message)
+    raise AssertionError("candidates() never gives none")
+
+
+def open_artefact(
+    bundle: Bundle,
+    artefact: Artefact,
+    runtime: BackendName,
+    *,
+    threads: int = 0,
+    streams: int = 1,
+    inference_precision: InferencePrecision | None = None,
+) -> Backend:
+    """Loads that artefact on that runtime, once its parity report says that it may. As `open_backend` otherwise."""
+    if problem := artefact.unproven(runtime):
+        if not bundle.allow_unverified:
+            raise FailedPreconditionError(
+                f"{bundle.root}: {problem}; export it again, or serve it all the same with --allow-unverified",
+                reason="BUNDLE_UNVERIFIED",
+            )
+        log.warning("UNVERIFIED, descriptors may be wrong: %s", problem)
     return _open(
-        bundle.encoder_path,
-        manifest.format,
-        kind,
-        manifest=manifest,
-        precision=manifest.precision,
+        bundle.root / artefact.file,
+        artefact.format,
+        runtime,
+        manifest=bundle.manifest,
+        precision=artefact.precision,
         threads=threads,
         streams=streams,
         inference_precision=inference_precision,
@@ -70,54 +117,50 @@ def open_encoder(
     *,
     precision: str = "fp32",
     threads: int = 0,
-    inference_precision: InferencePrecision = "f32",
+    inference_precision: InferencePrecision | None = None,
 ) -> Backend:
     """Loads an encoder that is not in a bundle yet; sizes come from its graph. Arguments and errors as `open_backend`.
 
     Args:
         path: `.onnx`, or the `.xml` of an OpenVINO IR.
-        precision: what the backend reports as its number format.
+        precision: its number format.
     """
-    return _open(
-        Path(path),
-        format,
-        kind,
-        manifest=None,
-        precision=precision,
-        threads=threads,
-        streams=1,
-        inference_precision=inference_precision,
-    )
+    path = Path(path)
+    if kind != "auto":
+        return _open(path, format, kind, None, precision, threads, 1, inference_precision)
+    try:
+        return _open(path, format, "openvino", None, precision, threads, 1, inference_precision)
+    except FailedPreconditionError as error:
+        if format == "openvino" or error.reason == "ENCODER_CONTRACT":
+            raise
+        log.warning("falling back to ONNX Runtime: %s", error.message)
+    return _open(path, format, "onnxruntime", None, precision, threads, 1, inference_precision)
 
 
 def _open(
     path: Path,
     format: EncoderFormat,
-    kind: BackendKind,
-    *,
+    runtime: BackendName,
     manifest: Manifest | None,
     precision: str,
     threads: int,
     streams: int,
-    inference_precision: InferencePrecision,
+    inference_precision: InferencePrecision | None,
 ) -> Backend:
     if not path.is_file():
         raise NotFoundError(f"{path} is missing", reason="ENCODER_NOT_FOUND")
-    if kind == "onnxruntime" and format == "openvino":
+    computed_in = inference_precision or ("bf16" if precision == "bf16" else "f32")
+    if runtime == "openvino":
+        return _open_openvino(path, manifest, precision, threads, streams, computed_in)
+    if format == "openvino":
         raise FailedPreconditionError(
             f"{path} is an OpenVINO IR, which ONNX Runtime cannot run: use the OpenVINO backend",
             reason="BACKEND_FORMAT",
         )
-    if kind != "onnxruntime":
-        try:
-            return _open_openvino(path, manifest, precision, threads, streams, inference_precision)
-        except FailedPreconditionError as error:
-            # A graph that breaks the contract breaks it everywhere.
-            if kind == "openvino" or format == "openvino" or error.reason == "ENCODER_CONTRACT":
-                raise
-            log.warning("falling back to ONNX Runtime: %s", error.message)
-    if inference_precision != "f32":
-        raise FailedPreconditionError("ONNX Runtime computes in f32 only: use the OpenVINO backend for bf16")
+    if computed_in != "f32":
+        raise FailedPreconditionError(
+            "ONNX Runtime computes in f32 only: use the OpenVINO backend for bf16", reason="BACKEND_FORMAT"
+        )
     return _open_onnxruntime(path, manifest, precision, threads)
 
 

@@ -18,7 +18,11 @@ from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
 
 BackendName = Literal["openvino", "onnxruntime"]
 BackendKind = Literal["auto", "openvino", "onnxruntime"]
-EncoderFormat = Literal["onnx", "openvino"]
+InferencePrecision = Literal["f32", "bf16"]
+"""Number format in which a runtime computes what is not quantised."""
+
+DEFAULT_BATCH_FRAMES = 32
+"""Frames in the largest batch of a server whose configuration leaves it open: beyond, a CPU gains nothing."""
 
 MASK_OUTPUT = re.compile(r"mask_cosam(\d+)")
 COST_VOLUME_OUTPUT = re.compile(r"cost_volume_cosam(\d+)")
@@ -76,6 +80,11 @@ class Backend(Protocol):
             InternalError: the runtime failed, or what it gave back breaks the batch contract.
         """
         ...
+
+
+def default_max_batch(snippet_length: int) -> int:
+    """Snippets in the largest batch that a server makes, unless it is told otherwise: as many as hold 32 frames."""
+    return max(1, DEFAULT_BATCH_FRAMES // snippet_length)
 
 
 def check_snippets(snippets: NDArray[np.uint8], spec: EncoderSpec) -> None:

@@ -1,7 +1,8 @@
 """OpenVINO on the CPU: the default there.
 
 Single precision is the default, so that descriptors are those of the parity report: left alone, OpenVINO computes in
-bf16 where the processor has it, about twice as fast and 1e-4 off in cosine; `inference_precision="bf16"` asks for that.
+bf16 where the processor has it, about twice as fast and 1e-4 off in cosine. A bf16 artefact asks for that; its file
+says which operators stay in float32, and what OpenVINO made of that is read off and checked when it is loaded.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import queue
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from passerby.errors import InternalError
+from passerby.errors import FailedPreconditionError, InternalError
 
 from passerby_model.backends.base import (
     COST_VOLUME_OUTPUT,
     MASK_OUTPUT,
+    NCC_SCOPE,
     BackendName,
     Encoded,
     EncoderSpec,
+    InferencePrecision,
     blocks_of,
     check_encoded,
     check_manifest,
@@ -33,8 +36,6 @@ from passerby_model.backends.quiet import import_openvino
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
 
 openvino = import_openvino()
-
-InferencePrecision = Literal["f32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,21 @@ class OpenVinoBackend:
             inference_precision: number format of what is not quantised.
 
         Raises:
-            FailedPreconditionError: the graph is no passerby encoder, or not the manifest's.
+            FailedPreconditionError: the graph is no passerby encoder, or not the manifest's; or its correlation would
+                not be computed in float32.
             RuntimeError: OpenVINO cannot read or compile it.
         """
         core = openvino.Core()
         model = core.read_model(path)
         spec = _spec(path, model)
         self.spec: EncoderSpec = spec if manifest is None else check_manifest(spec, manifest)
-        self.precision = "bf16" if inference_precision == "bf16" and precision != "int8" else precision
+        self.precision = "bf16" if inference_precision == "bf16" and precision == "fp32" else precision
         compiled = core.compile_model(model, "CPU", _settings(threads, streams, inference_precision))
         self._masks = {block: f"mask_cosam{block}" for block in self.spec.mask_blocks}
         self._volumes = blocks_of(COST_VOLUME_OUTPUT, [_name(port) for port in model.outputs])
         self._compiled = compiled
+        if inference_precision != "f32" or precision == "int8":
+            self._check_correlation(path)
         self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
         for _ in range(max(1, streams)):
             self._requests.put(compiled.create_infer_request())
@@ -103,6 +107,21 @@ class OpenVinoBackend:
             self._requests.put(request)
         return check_encoded(Encoded(descriptors, masks, volumes), len(snippets), self.spec)
 
+    def _check_correlation(self, path: Path) -> None:
+        """NCC lives on small differences of normalised features: it is computed in float32, whatever the rest is."""
+        wrong = [
+            operator.layers[-1]
+            for operator in self.executed()
+            if any(NCC_SCOPE in layer for layer in operator.layers)
+            and {operator.computed_in, operator.result} != {"f32"}
+        ]
+        if wrong:
+            raise FailedPreconditionError(
+                f"OpenVINO {openvino.__version__} would not compute the correlation of {path} in float32: "
+                f"{', '.join(wrong)}; use another precision, or another version of OpenVINO",
+                reason="NCC_PRECISION",
+            )
+
     def executed(self) -> list[Executed]:
         """The operators as they run, after all that OpenVINO fused and rewrote."""
         return [
@@ -114,6 +133,11 @@ class OpenVinoBackend:
             for operation in self._compiled.get_runtime_model().get_ordered_ops()
             if (info := operation.get_rt_info())
         ]
+
+
+def capabilities() -> frozenset[str]:
+    """What the processor does well, in OpenVINO's words: `BF16`, `INT8`, ..."""
+    return frozenset(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _copy(request: Any, name: str) -> NDArray[np.float32]:
