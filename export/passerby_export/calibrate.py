@@ -94,10 +94,10 @@ def calibration_lines(calibration: Calibration) -> list[str]:
         f"{calibration.genuine_pairs:,} pairs of one person, {calibration.impostor_pairs:,} of two"
     ]
     for point in calibration.points:
-        rough = ", rough: fewer than 30" if point.errors < RULE_OF_30 else ""
+        rough = f", fewer than {RULE_OF_30}: rough" if point.errors < RULE_OF_30 else ""
         lines.append(
             f"FMR {point.fmr:g}: distance <= {point.threshold:.6g}, FNMR {100 * point.fnmr:.1f} % "
-            f"({point.errors:,} false matches counted{rough})"
+            f"(false matches counted: {point.errors:,}{rough})"
         )
     if calibration.no_match is not None:
         lines.append(

@@ -230,6 +230,12 @@ def test_search_filters(run: Run, people: str) -> None:
     assert {hit["tracklet"]["camera_id"] for hit in answer["hits"]} == {"2"}
 
 
+def test_a_rate_needs_a_calibrated_model(run: Run, people: str) -> None:
+    done = run("search", "-g", people, "--tracklet", "ann-1", "--false-match-rate", 0.01)
+    assert (done.code, "carries no calibration" in done.err) == (1, True)
+    assert run("search", "-g", people, "--tracklet", "ann-1", "--false-match-rate", 2).code == 1
+
+
 def test_a_picture_shows_right_and_wrong_hits(run: Run, people: str, query: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     options = ["--identity-of-query", "ann", "--query-camera", "9", "--picture", out, "--overlay", "--json"]

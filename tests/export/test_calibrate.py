@@ -67,7 +67,7 @@ def test_rates_that_the_data_cannot_support_are_left_out() -> None:
     block, _, impostor = measured(20)
     assert len(impostor) == 380
     assert [point.fmr for point in block.points] == [0.005, 0.01, 0.02, 0.05, 0.1]
-    assert "rough: fewer than 30" in "\n".join(calibration_lines(block))
+    assert "fewer than 30: rough" in "\n".join(calibration_lines(block))
     with pytest.raises(FailedPreconditionError, match="6 pairs of two people are too few") as caught:
         measured(3)
     assert caught.value.reason == "CALIBRATION_TOO_FEW_PAIRS"

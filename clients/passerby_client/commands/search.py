@@ -65,6 +65,12 @@ def search(
     exclude_query_camera: Annotated[
         bool, typer.Option("--exclude-query-camera", help="No hits of the query's own camera.")
     ] = False,
+    false_match_rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE", help="Decide at this rate, where the model is calibrated: --false-match-rate 0.001"
+        ),
+    ] = None,
     max_frames: Annotated[
         int, typer.Option(metavar="N", min=0, help="Send at most N frames, evenly spaced; 0 sends all.")
     ] = 0,
@@ -104,6 +110,7 @@ def search(
             rerank=rerank,
             query_camera=query_camera,
             exclude_query_camera=exclude_query_camera,
+            false_match_rate=false_match_rate,
             thumbnails=picture is not None,
         )
         if picture is not None:
