@@ -83,6 +83,9 @@ def evaluate_command(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of the encoder; 0 for all cores.")] = 0,
     device: Annotated[str, typer.Option(help="Of a checkpoint: auto, cpu or cuda.")] = "auto",
     backend: Annotated[str, typer.Option(help="Of a bundle: auto, openvino or onnxruntime.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Of a bundle with several number formats: auto, or one such as fp32, bf16, int8.")
+    ] = "auto",
     ca_file: Annotated[
         Path | None, typer.Option(metavar="PEM", help="Connect to the server with TLS and trust these certificates.")
     ] = None,
@@ -91,6 +94,7 @@ def evaluate_command(
     """Measure how well a model finds people: mAP and CMC under a named protocol, and which distance means the same person."""
     from passerby.errors import InvalidArgumentError
     from passerby_model.backends.base import BackendKind
+    from passerby_model.backends.choice import PrecisionKind
     from passerby_model.datasets import read_identities
     from passerby_model.protocol import parse_protocol
 
@@ -106,8 +110,9 @@ def evaluate_command(
         raise InvalidArgumentError("a bundle is calibrated on one data set: give --data once")
     if attribute_labels is not None and attributes is None:
         raise InvalidArgumentError("--attribute-labels goes with --attributes: name some, or all")
-    if backend not in get_args(BackendKind):
-        raise InvalidArgumentError(f"backend is {', '.join(get_args(BackendKind))}; got {backend!r}")
+    for flag, value, known in (("backend", backend, BackendKind), ("precision", precision, PrecisionKind)):
+        if value not in get_args(known):
+            raise InvalidArgumentError(f"--{flag} is {', '.join(get_args(known))}; got {value!r}")
     options = Options(
         format=format,  # type: ignore[arg-type]  # checked by read_splits
         protocol=parse_protocol(protocol),
@@ -129,6 +134,7 @@ def evaluate_command(
         threads=threads,
         device=device,
         backend=backend,  # type: ignore[arg-type]  # checked above
+        precision=precision,  # type: ignore[arg-type]  # checked above
         ca_file=ca_file,
     )
     with opened:

@@ -27,7 +27,7 @@ from passerby_model.descriptors import ClipScheme, Progress
 
 if TYPE_CHECKING:
     from passerby_client import Client
-    from passerby_model.backends import BackendKind
+    from passerby_model.backends import BackendKind, PrecisionKind
 
 Masks = Mapping[int, NDArray[np.float32]]
 Metric = Literal["squared_euclidean", "cosine"]
@@ -90,6 +90,7 @@ def open_model(
     threads: int = 0,
     device: str = "auto",
     backend: BackendKind = "auto",
+    precision: PrecisionKind = "auto",
     allow_unverified: bool = False,
     ca_file: Path | None = None,
     timeout: float = 60.0,
@@ -99,7 +100,7 @@ def open_model(
     Args:
         threads: CPU threads of the encoder, 0 for all cores (no effect on a server).
         device: of a checkpoint: "cpu", "cuda", or "auto" for cuda where there is one.
-        backend: of a bundle.
+        backend, precision: of a bundle: what computes, and which of its number formats.
         allow_unverified: also a bundle without a passing parity report.
         ca_file: certificates to trust; connects to a server with TLS.
         timeout: seconds for each call of a server; long tracklets get more.
@@ -110,7 +111,9 @@ def open_model(
     """
     path = Path(target)
     if path.is_dir():
-        return BundleModel(path, backend=backend, threads=threads, allow_unverified=allow_unverified)
+        return BundleModel(
+            path, backend=backend, precision=precision, threads=threads, allow_unverified=allow_unverified
+        )
     if path.is_file():
         return CheckpointModel(path, threads=threads, device=device)
     if _ADDRESS.fullmatch(target):
@@ -198,14 +201,20 @@ class BundleModel(_InProcess):
     """A bundle, in the runtime that a server would load it with."""
 
     def __init__(
-        self, path: Path, *, backend: BackendKind = "auto", threads: int = 0, allow_unverified: bool = False
+        self,
+        path: Path,
+        *,
+        backend: BackendKind = "auto",
+        precision: PrecisionKind = "auto",
+        threads: int = 0,
+        allow_unverified: bool = False,
     ) -> None:
         from passerby_model.backends import open_backend
         from passerby_model.bundle import open_bundle
 
         bundle = open_bundle(path, allow_unverified=allow_unverified)
         manifest = bundle.manifest
-        self._backend = open_backend(bundle, backend, threads=threads)
+        self._backend = open_backend(bundle, backend, precision=precision, threads=threads)
         self.description = ModelDescription(
             kind="bundle",
             source=path.resolve().name,

@@ -15,7 +15,7 @@ from passerby_export.bundle import seal
 from passerby_export.evaluate import Options, evaluate
 from passerby_export.evaluate_models import EvaluatedModel, open_model
 from passerby_model import checkpoint
-from passerby_model.bundle import MaskOutput, Parity, ParityRow
+from passerby_model.bundle import Artefact, MaskOutput, Parity, ParityRow
 from passerby_model.datasets import read
 from passerby_model.descriptors import ClipScheme
 from passerby_model.encoder import Classifier
@@ -24,7 +24,7 @@ from passerby_model.street import StreetConfig, write
 
 from tests.encoders import make_bundle
 from tests.export.networks import SMALL, SMALL_INPUT, Network, random_encoder
-from tests.server.process import serving
+from tests.server.live import running
 
 KINDS = ("checkpoint", "bundle", "server")
 SCHEMES = (ClipScheme(3), ClipScheme(3, max_frames=4), ClipScheme(3, max_snippets=2))
@@ -46,7 +46,7 @@ def models(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     checkpoint.save(folder / "final.pt", checkpoint.Checkpoint(SMALL, 3, classifier.state_dict(), metadata))
     sealed(folder / "bundle", network, metadata)
     with (
-        serving(folder / "bundle", folder / "data") as server,
+        running(folder / "bundle", folder / "data") as server,
         open_model(str(folder / "final.pt"), threads=1, device="cpu") as first,
         open_model(str(folder / "bundle"), threads=1) as second,
         open_model(f"127.0.0.1:{server.port}") as third,
@@ -58,26 +58,35 @@ def sealed(folder: Path, network: Network, training: dict[str, object]) -> None:
     """The network's bundle without the time that its parity check takes; that is tested elsewhere."""
     folder.mkdir()
     onnx.save(network.graph, folder / "encoder.onnx")
-    row = ParityRow(
-        runtime="onnxruntime",
-        snippets=1,
-        relative_l2=0.0,
-        cosine=1.0,
-        max_relative_l2=1e-4,
-        min_cosine=0.999,
-        passed=True,
+    runtimes = ("onnxruntime", "openvino")
+    rows = tuple(
+        ParityRow(
+            runtime=runtime,
+            snippets=1,
+            relative_l2=0.0,
+            cosine=1.0,
+            max_relative_l2=1e-4,
+            min_cosine=0.999,
+            passed=True,
+        )
+        for runtime in runtimes
+    )
+    artefact = Artefact(
+        precision="fp32",
+        format="onnx",
+        files=("encoder.onnx",),
+        runtimes=runtimes,
+        parity=Parity(reference="itself", rows=rows, passed=True),
     )
     masks = ((block, *SMALL.map_size(block)) for block in SMALL.cosam)
     seal(
         folder,
+        [artefact],
         name="small",
         architecture=SMALL.name,
-        encoder="encoder.onnx",
-        precision="fp32",
         input=SMALL_INPUT,
         descriptor_dim=network.encoder.descriptor_size,
         metric="squared_euclidean",
-        parity=Parity(reference="itself", rows=(row,), passed=True),
         masks=tuple(MaskOutput(name=f"mask_cosam{b}", block=b, height=h, width=w) for b, h, w in masks),
         training=training,
     )
