@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_resumed_run_equals_an_uninterrupted_one(people, tmp_path, recipe):
     assert records[0] == records[1]
     assert resumed.validation == whole.validation is not None
     assert same(checkpoint.load(whole.checkpoint).state, checkpoint.load(resumed.checkpoint).state)
-    ends = [checkpoint.load(tmp_path / name / "last.pt").training for name in ("whole", "parts")]
+    ends = [checkpoint.load(tmp_path / name / "last.pt").training or {} for name in ("whole", "parts")]
     assert ends[0]["scaler"] == ends[1]["scaler"]
     assert bool(ends[0]["scaler"]) == (recipe == "fp16")
     if recipe == "teacher":
@@ -125,7 +126,8 @@ def test_the_neck_is_saved_and_its_bias_stays_zero(people, tmp_path):
 
 def test_waiting_for_clips_is_told(people, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "WAIT_STEPS", 3)
-    monkeypatch.setattr(training.time, "monotonic", map(float, itertools.count()).__next__)  # a wait of a second each
+    clock = SimpleNamespace(monotonic=map(float, itertools.count()).__next__)  # every wait is a second
+    monkeypatch.setattr(training, "time", clock)
     _, recorder = run(config(people), tmp_path)
     assert len([message for message in recorder.messages if "raise workers (now 1)" in message]) == 1
 
