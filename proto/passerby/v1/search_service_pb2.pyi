@@ -137,8 +137,9 @@ class SearchTrackletsRequest(_message.Message):
     the query is a stored tracklet.
     """
     false_match_rate: _builtins.float
-    """Target false-match rate of `decision`, in (0, 1); the gallery's default
-    when unset.
+    """Target false-match rate of `decision`, in (0, 1); when unset 0.001, or the
+    lowest rate that the model was calibrated for. FAILED_PRECONDITION if set
+    and the model carries no calibration, or none for a rate so low.
     """
     include_thumbnails: _builtins.bool
     """Also return each hit's thumbnail."""
