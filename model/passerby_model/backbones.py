@@ -112,7 +112,7 @@ def timm_name(backbone: str) -> str:
 
 
 def native_size(backbone: str) -> tuple[int, int]:
-    """(height, width) in pixels of the images that a network was made for; it takes at least these.
+    """(height, width) in pixels of the images that a network was made for, which it takes in any case.
 
     Raises:
         InvalidArgumentError: no such network.
@@ -135,7 +135,7 @@ def read(backbone: str, height: int, width: int) -> Anatomy:
         InvalidArgumentError: no such network, one without staged maps, or frames that it cannot take; says why.
     """
     _check_name(backbone)
-    with torch.device("meta"):
+    with torch.device("meta"), torch.no_grad():
         try:
             net = _build(backbone, height, width).eval()
         except _REFUSALS as error:
@@ -213,7 +213,7 @@ def _check_name(backbone: str) -> None:
     bare = backbone.partition(".")[0]
     if bare in _OURS:
         raise InvalidArgumentError(f"timm's {backbone} is called {_OURS[bare]} here")
-    if backbone in _TIMM_NAMES or (":" not in backbone and timm.is_model(backbone)):
+    if backbone in _TIMM_NAMES or timm.is_model(backbone):
         return
     known = {*_TIMM_NAMES, *timm.list_models()}
     near = difflib.get_close_matches(backbone, known, n=3, cutoff=0.6)

@@ -107,8 +107,9 @@ def _download(backbone: str) -> dict[str, Tensor]:
     try:
         net: Any = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSError and ValueError
+        why = next(iter(str(error).splitlines()), type(error).__name__)
         raise UnavailableError(
-            f"the ImageNet weights of timm's {name} cannot be downloaded ({str(error).splitlines()[0]}); "
+            f"the ImageNet weights of timm's {name} cannot be downloaded ({why}); "
             "fetch them elsewhere and give the file: pretrained=PATH"
         ) from error
     return dict(net.state_dict())
