@@ -27,7 +27,7 @@ from passerby_model.rerank import check_options
 from .bundle import tool_versions
 from .calibrate import CALIBRATION_RATES, calibration_of, write_calibration
 from .evaluate_cache import embed_cached
-from .evaluate_data import Subject, read_subject
+from .evaluate_data import Subject, read_subject, subject_names
 from .evaluate_models import EvaluatedModel
 from .evaluate_report import OPEN_SET_PROTOCOL, OpenSet, Report
 
@@ -104,13 +104,14 @@ def evaluate(
     subjects = [
         read_subject(
             path,
+            name,
             format=options.format,
             protocol=options.protocol,
             query_camera=options.query_camera,
             identities=options.identities,
             splits=options.splits,
         )
-        for path in data
+        for path, name in zip(data, subject_names(data), strict=True)
     ]
     for subject in subjects:
         _check(model, subject, options)

@@ -175,12 +175,13 @@ def _sheets(
         return {}
     from passerby_model.attention_cli import OpenModel, write_sheet
 
+    from .evaluate_data import subject_names
+
     shown = model.description
     opened = OpenModel(shown.name, model.encode, shown.snippet_length, (shown.height, shown.width), ())
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Path] = {}
-    for path in data:
-        name = path.resolve().name
+    for path, name in zip(data, subject_names(data), strict=True):
         found[name] = out / f"attention-{len(found) + 1}.png"
         write_sheet(opened, found[name], SHEET_ROWS, street=path, masks=silhouettes)
     return found

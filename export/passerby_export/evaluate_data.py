@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,15 @@ class Subject:
         return tuple({one.key: one for each in self.trials for one in each.tracklets}.values())
 
 
+def subject_names(paths: Sequence[Path]) -> list[str]:
+    """What results call each data set: its last folder's name, or its whole path where two have the same."""
+    names = [path.resolve().name for path in paths]
+    return [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+
+
 def read_subject(
     path: Path,
+    name: str,
     *,
     format: Format = "auto",
     protocol: ProtocolName | None = None,
@@ -45,6 +52,7 @@ def read_subject(
 
     Args:
         path: root of a data set, or a manifest.
+        name: what results call it.
         format, protocol, query_camera, identities: see `read_splits` and `protocol.trial`.
         splits: numbers of splits from 1, such as "1,3" or "1-5"; all by default.
 
@@ -59,7 +67,7 @@ def read_subject(
         )
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"{path}: {error.message}", reason=error.reason) from error
-    return Subject(path.resolve().name, path, known, trials)
+    return Subject(name, path, known, trials)
 
 
 def read_attribute_labels(path: Path) -> Mapping[str, Mapping[str, str]]:

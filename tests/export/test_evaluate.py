@@ -13,7 +13,7 @@ from passerby.errors import InvalidArgumentError
 from passerby_export import evaluate_cache
 from passerby_export.evaluate import Options, evaluate
 from passerby_export.evaluate_cache import cache_key
-from passerby_export.evaluate_data import read_attribute_labels, read_subject
+from passerby_export.evaluate_data import read_attribute_labels, read_subject, subject_names
 from passerby_export.evaluate_models import open_model
 from passerby_model.datasets import read
 from passerby_model.descriptors import ClipScheme
@@ -103,6 +103,7 @@ def test_several_data_sets_one_model(run: Run, bundle: Path, street: Path, tmp_p
     assert done.code == 0, done.err
     first, second = json.loads(done.out)["results"]
     assert (first["data"], second["data"]) == ("street", "station")
+    assert subject_names([street, other, tmp_path / "x/street"]) == [str(street), "station", str(tmp_path / "x/street")]
     assert (second["queries"], second["valid_queries"], second["skipped_queries"]) == (5, 4, 1)
     assert "at most 2 frames" in first["name"]
 
@@ -308,6 +309,6 @@ class TestCache:
 
 
 def test_a_subject_has_each_tracklet_once(street: Path) -> None:
-    subject = read_subject(street, protocol="by-camera")
+    subject = read_subject(street, "here", protocol="by-camera")
     assert len(subject.tracklets) == 30
-    assert (subject.name, subject.format) == ("street", "street")
+    assert (subject.name, subject.format) == ("here", "street")
