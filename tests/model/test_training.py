@@ -241,6 +241,24 @@ def test_schedules(people, schedule, iteration, epoch, expected):
     assert learning_rate(made, iteration, epoch, 1000) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("setting", "at", "expected"),
+    [
+        ("milestones=[40, 70]", (9999, 39), 1.0),
+        ("milestones=[40, 70]", (9999, 40), 0.1),
+        ("milestones=[40, 70]", (9999, 70), 0.01),
+        ("step_iterations=15000", (14_999, 900), 1.0),
+        ("step_iterations=15000", (15_000, 0), 0.1),
+        ("step_iterations=15000", (45_000, 0), 1e-3),
+        ("warmup_epochs=10", (50, 0), 0.01),
+        ("warmup_epochs=10", (50, 5), 0.505),
+        ("warmup_epochs=10", (50, 10), 1.0),
+    ],
+)
+def test_steps_and_warm_up_of_the_presets(people, setting, at, expected):
+    assert learning_rate(config(people, "lr=1.0", setting), *at, 100_000) == pytest.approx(expected)
+
+
 def test_warm_up_is_linear_from_one_percent(people):
     made = config(people, "schedule=constant", "lr=1.0", "warmup_iterations=100")
     rates = [learning_rate(made, i, 0, 1000) for i in (0, 50, 99, 100)]
