@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -21,10 +23,10 @@ def demo(out: Path, bundle: Path) -> list[str]:
 
 def test_demo_prints_a_table_and_figures_and_draws_a_picture_also_after_an_interrupted_one(tmp_path: Path) -> None:
     out, bundle = tmp_path / "demo", make_bundle(tmp_path / "bundle", masks=(4, 5))
-    with subprocess.Popen(demo(out, bundle), stdout=subprocess.DEVNULL) as interrupted:
+    with subprocess.Popen(demo(out, bundle), stdout=subprocess.DEVNULL, start_new_session=True) as interrupted:
         while not (out / "street").exists() and interrupted.poll() is None:
             time.sleep(0.02)
-        interrupted.kill()
+        os.killpg(interrupted.pid, signal.SIGKILL)  # with the command that it runs, as a closed terminal would
     assert not (out / "result.png").exists()
     done = subprocess.run(demo(out, bundle), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
