@@ -256,7 +256,8 @@ def test_schedules(people, schedule, iteration, epoch, expected):
     ],
 )
 def test_steps_and_warm_up_of_the_presets(people, setting, at, expected):
-    assert learning_rate(config(people, "lr=1.0", setting), *at, 100_000) == pytest.approx(expected)
+    iteration, epoch = at
+    assert learning_rate(config(people, "lr=1.0", setting), iteration, epoch, 100_000) == pytest.approx(expected)
 
 
 def test_warm_up_is_linear_from_one_percent(people):
