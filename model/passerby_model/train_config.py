@@ -43,9 +43,7 @@ class DataSource(_Frozen):
     path: Path
     format: Format = "auto"
     part: Part | None = None
-    split: int | None = Field(
-        None, ge=1
-    )  # the training people of this halving, for sets that have several (iLIDS, PRID)
+    split: int | None = Field(None, ge=1)  # its training people, in sets with several (iLIDS-VID, PRID 2011)
     identities: Path | None = None  # allow-list: one identity a line
     repeat: int = Field(1, ge=1)  # how often an epoch visits each identity of this source
     masks: Path | None = None  # silhouettes, as `passerby street --masks` writes them, for augmentation.background

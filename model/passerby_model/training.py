@@ -236,9 +236,8 @@ class _Run:
         try:
             figures = self.learner.update(drawn, self.data.labels[batch.members], rate)
         except FailedPreconditionError as error:
-            raise FailedPreconditionError(
-                f"iteration {batch.iteration}: {error.message}. {self.out / LAST} holds the last saved state, if any"
-            ) from error
+            saved = f". {self.out / LAST} holds the last saved state" if (self.out / LAST).exists() else ""
+            raise FailedPreconditionError(f"iteration {batch.iteration}: {error.message}{saved}") from error
         self.iteration = batch.iteration + 1
         return Step(
             iteration=self.iteration,

@@ -164,6 +164,24 @@ def test_warm_start_from_another_backbone_is_refused(people, tmp_path):
         warm_start.take_matching(model, {"encoder.backbone.layer1.0.conv9.weight": torch.zeros(1)})
 
 
+def test_warm_start_from_the_references_checkpoint(tmp_path):
+    """All of the encoder, by the reference's names and behind its data-parallel prefix; the classifier means others."""
+    architecture = Architecture.parse("resnet50+none+tp", height=64, width=32)
+    theirs = Classifier(TrackletEncoder(architecture), 625)
+    named = checkpoint.export_reference(checkpoint.Checkpoint(architecture, 625, theirs.state_dict()))
+    torch.save({"state_dict": {f"module.{key}": value for key, value in named.items()}}, tmp_path / "theirs.pth.tar")
+    begin = warm_start.checkpoint_start(tmp_path / "theirs.pth.tar", ["0/ann", "0/bob"])
+    ours = Classifier(TrackletEncoder(architecture), 2)
+    report = warm_start.take_matching(ours, begin.state)
+    assert report.fresh == ("classifier.weight", "classifier.bias")
+    assert report.unused == ()
+    assert same(theirs.encoder.state_dict(), ours.encoder.state_dict())
+    assert "2 fresh (classifier.bias, classifier.weight), 0 unused" in str(report)
+    torch.save({"state_dict": {"module.base.conv9.weight": torch.zeros(1)}}, tmp_path / "other.pth.tar")
+    with pytest.raises(InvalidArgumentError, match=r"no classifier\.weight"):
+        warm_start.checkpoint_start(tmp_path / "other.pth.tar", [])
+
+
 def test_imagenet_weights_from_a_file(people, tmp_path):
     import timm
 
