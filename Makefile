@@ -24,8 +24,10 @@ types: .venv/.ready ## Types (mypy, strict).
 proto: .venv/.ready ## Lint the API (buf) and compare the committed stubs with fresh ones.
 	.venv/bin/python proto/generate.py --check
 
+# In two processes: training and export load torch with its own threads, servers and clients need none of it.
 pytest: .venv/.ready ## Tests.
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest tests --ignore=tests/export --ignore=tests/golden --ignore=tests/model
+	.venv/bin/python -m pytest tests/export tests/golden tests/model
 
 lock: .venv/.ready ## Resolve requirements.lock anew.
 	.venv/bin/uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-annotate \
