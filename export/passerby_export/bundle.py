@@ -85,11 +85,13 @@ def seal(
     metric: Metric,
     masks: tuple[MaskOutput, ...] = (),
     training: dict[str, object] | None = None,
+    reference: str | None = None,
 ) -> Manifest:
     """Write bundle.json over the files that lie in `folder`, with their checksums and the fingerprint.
 
     Args:
         artefacts: whose files they are, the most exact one first.
+        reference: the file that `write_reference` wrote.
 
     Raises:
         FailedPreconditionError: an artefact's parity report is missing, or has a failed row: such an encoder gets no
@@ -109,6 +111,7 @@ def seal(
         descriptor_dim=descriptor_dim,
         metric=metric,
         masks=masks,
+        reference=reference,
         files=files,
         fingerprint=fingerprint_of(
             files={name: files[name] for name in artefacts[0].files},

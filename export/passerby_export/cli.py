@@ -41,8 +41,20 @@ def export_command(
     ],
     target: _Target,
     precision: Annotated[
-        str, typer.Option(help="Storage of the weights: fp32, fp16 (half the size) or w8 (a quarter, int8).")
+        str,
+        typer.Option(help="With commas: fp32, fp16 (half the size), w8 (a quarter), bf16 (twice as fast), int8."),
     ] = "fp32",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder of tracklets that int8 is calibrated on.", show_default=False)
+    ] = None,
+    labelled: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of labelled tracklets on which rankings must agree. Default: every other person of "
+            "--calibration, whom int8 is not calibrated on then.",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: its architecture.")] = None,
     architecture: Annotated[
         str | None, typer.Option(help="Of a state dict that does not give it away, e.g. se_resnet50+cosam45+tp.")
@@ -58,6 +70,8 @@ def export_command(
     try:
         from passerby_model.encoder import Architecture
 
+        from .artefacts import parse_precisions
+        from .export import Options
         from .export import export as export_checkpoint
     except ImportError as error:
         from passerby.errors import FailedPreconditionError
@@ -65,19 +79,17 @@ def export_command(
         raise FailedPreconditionError(
             f"exporting needs {error.name}: pip install 'passerby[export]'", reason="EXTRA_MISSING"
         ) from error
-    from .storage import as_precision
 
     parsed = Architecture.parse(architecture, snippet_length=snippet_length) if architecture else None
-    manifest = export_checkpoint(
-        checkpoint,
-        target,
-        precision=as_precision(precision),
+    options = Options(
+        precisions=parse_precisions(precision),
         name=name,
-        architecture=parsed,
+        calibration=calibration,
+        labelled=labelled,
         with_cost_volume=with_cost_volume,
         force=force,
     )
-    _print_written(target, manifest)
+    _print_written(target, export_checkpoint(checkpoint, target, options, architecture=parsed))
 
 
 @export.command("inspect")
@@ -180,17 +192,45 @@ def show_command(path: _Bundle, as_json: _AsJson = False) -> None:
 
 
 @bundle.command("verify")
-def verify_command(path: _Bundle, as_json: _AsJson = False) -> None:
-    """Check files, fingerprint and parity report, and that the encoder computes the same at every batch size here."""
+def verify_command(
+    path: _Bundle,
+    backend: Annotated[
+        str, typer.Option(help="Only what the server would run with this: openvino or onnxruntime.")
+    ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Only what the server would run with this: auto, fp32, fp16, w8, bf16 or int8.", show_default=False
+        ),
+    ] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Check files and proofs, and that the encoder computes here what the network computes, at every batch size."""
+    from typing import get_args
+
+    from passerby_model.backends import BackendKind, PrecisionKind
+
     from .verify import verify
 
-    report = verify(path)
+    report = verify(
+        path,
+        _one_of("--backend", backend, get_args(BackendKind)),
+        None if precision is None else _one_of("--precision", precision, get_args(PrecisionKind)),
+    )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
     for row in report.rows:
         typer.echo(row.describe())
     typer.echo(f"{path}: whole, and right on this machine")
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        from passerby.errors import InvalidArgumentError
+
+        raise InvalidArgumentError(f"{flag}: {value!r} is none of {', '.join(known)}")
+    return value
 
 
 def _numbers(flag: str, text: str | None, count: int) -> tuple[float, ...] | None:

@@ -2,126 +2,177 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
+from passerby.errors import InvalidArgumentError
 from passerby_model import checkpoint as checkpoints
-from passerby_model.backends import BackendName, Encoded
-from passerby_model.bundle import Artefact, Input, Manifest, MaskOutput
+from passerby_model.backends import Encoded
+from passerby_model.bundle import Input, Manifest, MaskOutput, Metric
 from passerby_model.encoder import Architecture, TrackletEncoder
 from passerby_model.preprocess import normalise
 
+from .artefacts import Precision, Work, check_possible, make_artefacts
 from .bundle import check_target, new_bundle, seal
 from .onnx_export import add_cost_volumes, mask_name, to_onnx
-from .parity import BATCHES, LIMITS, Reference, check_encoder
-from .storage import Precision, store_weights
+from .parity import Proof, Reference, make_ranking_trial, make_samples, make_trials, prove
+from .quantise import Calibration, calibration_of
+from .reference import write_reference
+from .samples import Tracklets, read_tracklets
 
-RUNTIMES: tuple[BackendName, ...] = ("onnxruntime", "openvino")
+log = logging.getLogger(__name__)
+
+METRIC: Metric = "squared_euclidean"
+"""The protocol that these networks are trained and measured with."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to export, and what to prove it on.
+
+    precisions: number formats, each of which becomes an artefact (see `artefacts`).
+    name: of the model; default: its architecture.
+    calibration: folder of tracklets that int8 is calibrated on; without `labelled`, every other person of it is left
+        out of the calibration, and rankings are compared on those.
+    labelled: folder of tracklets with identities and cameras on which rankings are compared.
+    with_cost_volume: add the cost volume of each COSAM to the outputs (`onnx_export.add_cost_volumes`).
+    force: replace a bundle at the target.
+    """
+
+    precisions: Sequence[Precision] = ("fp32",)
+    name: str | None = None
+    calibration: Path | None = None
+    labelled: Path | None = None
+    with_cost_volume: bool = False
+    force: bool = False
 
 
 def export(
-    checkpoint: Path,
-    target: Path,
-    *,
-    precision: Precision = "fp32",
-    name: str | None = None,
-    architecture: Architecture | None = None,
-    with_cost_volume: bool = False,
-    force: bool = False,
+    checkpoint: Path, target: Path, options: Options | None = None, *, architecture: Architecture | None = None
 ) -> Manifest:
     """Write a bundle of the encoder in `checkpoint` to `target`.
 
-    The encoder is compared with PyTorch on ONNX Runtime and OpenVINO, at batches 1, 2, 3 and 8; without passing on
-    both, no bundle is written.
+    Each artefact is compared with PyTorch on each runtime that it is for, at every batch size that a server makes;
+    without passing on all, no bundle is written.
 
     Args:
         checkpoint: written by `passerby train`, or a state dict of the COSAM authors' code.
         target: the new bundle's folder.
-        precision: how weights are stored, see `storage`.
-        name: of the model; default: its architecture.
+        options: see there; by default float32.
         architecture: for a state dict of the authors' code that does not give it away.
-        with_cost_volume: add the cost volume of each COSAM to the outputs (`onnx_export.add_cost_volumes`).
-        force: replace a bundle at `target`.
 
     Raises:
-        NotFoundError: no such checkpoint.
-        InvalidArgumentError: not a checkpoint, or its weights do not fit.
-        AlreadyExistsError: `target` exists and `force` is not given.
-        FailedPreconditionError: a runtime cannot run the graph, or the parity check failed.
+        NotFoundError: no such checkpoint or data.
+        InvalidArgumentError: not a checkpoint, its weights do not fit, or the data cannot be used.
+        AlreadyExistsError: `target` exists and is not to be replaced.
+        FailedPreconditionError: a runtime cannot run the graph, the parity check failed, or a tool or an ability of
+            the processor is missing.
         ResourceExhaustedError: the disk is full.
     """
-    check_target(target, force=force)
+    options = options or Options()
+    check_target(target, force=options.force)
+    check_possible(options.precisions, calibrated=options.calibration is not None)
     loaded = checkpoints.load(checkpoint, architecture=architecture)
     encoder = loaded.build().encoder
-    return export_encoder(
-        encoder,
-        target,
-        precision=precision,
-        name=name,
-        training=_origin(checkpoint, loaded),
-        with_cost_volume=with_cost_volume,
-        force=force,
-    )
+    return export_encoder(encoder, target, options, training=_origin(checkpoint, loaded))
 
 
 def export_encoder(
     encoder: TrackletEncoder,
     target: Path,
+    options: Options | None = None,
     *,
-    precision: Precision = "fp32",
-    name: str | None = None,
     training: dict[str, object] | None = None,
-    with_cost_volume: bool = False,
-    force: bool = False,
 ) -> Manifest:
     """`export` for an encoder in memory; `training` says where its weights come from. Errors as there."""
+    options = options or Options()
+    check_possible(options.precisions, calibrated=options.calibration is not None)
     arch = encoder.architecture
     encoder.eval()
-    with new_bundle(target, force=force) as folder:
-        path = folder / "encoder.onnx"
-        graph = to_onnx(encoder)
-        if with_cost_volume:
-            graph = add_cost_volumes(graph, arch)
-        path.write_bytes(_serialised(store_weights(graph, precision)))
-        input = Input(snippet_length=arch.snippet_length, height=arch.height, width=arch.width)
-        parity = check_encoder(
-            path,
-            "onnx",
-            RUNTIMES,
-            torch_reference(encoder),
-            input,
-            LIMITS[precision],
-            described=f"PyTorch {torch.__version__}, float32",
-            batches=BATCHES,
-        )
+    input = Input(snippet_length=arch.snippet_length, height=arch.height, width=arch.width)
+    calibration, ranked = _data(options, input)
+    reference = torch_reference(encoder, with_cost_volume=options.with_cost_volume)
+    proof = Proof(
+        described=f"PyTorch {torch.__version__}, float32",
+        input=input,
+        trials=make_trials(reference, make_samples(input, ranked)),
+        ranking=None if ranked is None else make_ranking_trial(reference, ranked, METRIC),
+    )
+    graph = to_onnx(encoder)
+    if options.with_cost_volume:
+        graph = add_cost_volumes(graph, arch)
+    with new_bundle(target, force=options.force) as folder:
+        work = Work(graph, folder, calibration)
+        made = [artefact for precision in options.precisions for artefact in make_artefacts(work, precision)]
+        proven = [prove(folder, artefact, proof) for artefact in made]
         masks = ((block, *arch.map_size(block)) for block in arch.cosam)
-        artefact = Artefact(precision=precision, format="onnx", files=(path.name,), runtimes=RUNTIMES, parity=parity)
         return seal(
             folder,
-            [artefact],
-            name=name or arch.name,
+            proven,
+            reference=write_reference(folder, proof.trials),
+            name=options.name or arch.name,
             architecture=arch.name,
             input=input,
             descriptor_dim=encoder.descriptor_size,
-            metric="squared_euclidean",  # the protocol that these networks are trained and measured with
+            metric=METRIC,
             masks=tuple(MaskOutput(name=mask_name(b), block=b, height=h, width=w) for b, h, w in masks),
             training=training,
         )
 
 
-def torch_reference(encoder: TrackletEncoder) -> Reference:
+def torch_reference(encoder: TrackletEncoder, *, with_cost_volume: bool = False) -> Reference:
     """The encoder in eager PyTorch, fed by the numpy normalisation: independent of the exported graph."""
 
     def reference(snippets: NDArray[np.uint8]) -> Encoded:
-        with torch.inference_mode():
-            descriptors, masks = encoder(torch.from_numpy(normalise(snippets)))
-        return Encoded(descriptors.numpy(), {block: mask.numpy() for block, mask in masks.items()})
+        volumes: dict[int, NDArray[np.float32]] = {}
+
+        def keep(block: int, volume: torch.Tensor) -> None:
+            frames = encoder.architecture.snippet_length
+            volumes[block] = volume.reshape(-1, frames, *volume.shape[1:]).numpy()
+
+        hooks = [
+            cosam.get_submodule("ncc").register_forward_hook(
+                lambda _m, _i, volume, block=int(name): keep(block, volume)
+            )
+            for name, cosam in encoder.cosam.items()
+            if with_cost_volume
+        ]
+        try:
+            with torch.inference_mode():
+                descriptors, masks = encoder(torch.from_numpy(normalise(snippets)))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Encoded(descriptors.numpy(), {block: mask.numpy() for block, mask in masks.items()}, volumes)
 
     return reference
+
+
+def _data(options: Options, input: Input) -> tuple[Calibration | None, Tracklets | None]:
+    """What int8 is calibrated on, and what rankings are compared on; no person of one folder is in both."""
+    labelled = None if options.labelled is None else read_tracklets(options.labelled, input)
+    if options.calibration is None:
+        return None, labelled
+    tracklets = read_tracklets(options.calibration, input)
+    if labelled is None:
+        tracklets, labelled = tracklets.halves()
+        if not _can_be_ranked(labelled):
+            log.warning("%s: no person is seen by two cameras, so rankings are not compared", options.calibration)
+            labelled = None
+    if len(tracklets.snippets) < 2:
+        raise InvalidArgumentError(f"{options.calibration}: one snippet is too little to calibrate on")
+    return calibration_of(tracklets.name, tracklets.snippets), labelled
+
+
+def _can_be_ranked(tracklets: Tracklets) -> bool:
+    pairs = set(zip(tracklets.identities.tolist(), tracklets.cameras.tolist(), strict=True))
+    return len(pairs) > len({identity for identity, _ in pairs})
 
 
 def _origin(path: Path, loaded: checkpoints.Checkpoint) -> dict[str, object]:
@@ -131,11 +182,6 @@ def _origin(path: Path, loaded: checkpoints.Checkpoint) -> dict[str, object]:
     if isinstance(identities, list):
         record["identities"] = len(identities)
     return {"checkpoint": path.name, "weights": loaded.fingerprint, **record}
-
-
-def _serialised(model: onnx.ModelProto) -> bytes:
-    # Deterministic, so that the same weights give the same fingerprint.
-    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _portable(value: Any) -> object:

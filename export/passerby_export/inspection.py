@@ -203,13 +203,13 @@ def _type_name(kind: int) -> str:
 def _inspect_ir(path: Path) -> GraphReport:
     """The report of an OpenVINO IR. Raises FailedPreconditionError without OpenVINO, InvalidArgumentError for no IR."""
     try:
-        from passerby_model.backends.quiet import import_openvino
+        from passerby_model.backends.openvino_package import openvino_core
 
-        openvino = import_openvino()
+        core = openvino_core()
     except ImportError as error:
         raise FailedPreconditionError(f"inspecting {path} needs openvino: pip install openvino") from error
     try:
-        model = openvino.Core().read_model(path)
+        model = core.read_model(path)
     except RuntimeError as error:
         raise InvalidArgumentError(f"{path}: OpenVINO cannot read it: {error}") from error
     operations = model.get_ordered_ops()

@@ -1,7 +1,8 @@
-"""How weights are stored in an encoder file; computation is in single precision all the same.
+"""How weights are stored in an encoder file.
 
     fp32  as they are
     fp16  half the size
+    bf16  half the size, with the exponents of fp32
     w8    a quarter: int8 with one scale for each output channel, symmetric, w = q * scale
 
 A stored weight is followed by Cast (and Mul): runtimes fold these when they load the graph. Weights of the COSAM
@@ -16,11 +17,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from passerby.errors import InvalidArgumentError
 
-Precision = Literal["fp32", "fp16", "w8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8")
+Storage = Literal["fp32", "fp16", "bf16", "w8"]
 
+_HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _LEVELS = 127
 _SMALLEST = 4096  # values: below this a tensor does not matter for the size of the file
 # Which axis of the weight (the node's second input) counts output channels.
@@ -28,19 +28,11 @@ _CHANNEL_AXIS = {"Conv": 0, "Gemm": 0, "MatMul": 1}
 _KEPT_SCOPE = "/cosam."
 
 
-def as_precision(text: str) -> Precision:
-    """`text` as a precision. Raises InvalidArgumentError when there is none of that name."""
-    for precision in PRECISIONS:
-        if text == precision:
-            return precision
-    raise InvalidArgumentError(f"unknown precision {text!r}; there are {', '.join(PRECISIONS)}")
-
-
-def store_weights(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
-    """A copy of `model` with its large weights stored as `precision` says."""
+def store_weights(model: onnx.ModelProto, storage: Storage) -> onnx.ModelProto:
+    """A copy of `model` with its large weights stored as `storage` says."""
     stored = onnx.ModelProto()
     stored.CopyFrom(model)
-    if precision == "fp32":
+    if storage == "fp32":
         return stored
     graph = stored.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -54,8 +46,8 @@ def store_weights(model: onnx.ModelProto, precision: Precision) -> onnx.ModelPro
         if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _SMALLEST:
             continue
         values = numpy_helper.to_array(tensor)
-        if precision == "fp16":
-            decoders += _half(graph, tensor, values)
+        if storage in _HALVES:
+            decoders += _half(tensor, values, storage)
         else:
             decoders += _int8(graph, tensor, values, _channel_axis(node))
         del tensors[name]  # its name is now a node's output: a second user shares it
@@ -85,10 +77,12 @@ def _channel_axis(node: onnx.NodeProto) -> int:
     return _CHANNEL_AXIS[node.op_type]
 
 
-def _half(graph: onnx.GraphProto, tensor: onnx.TensorProto, values: NDArray[np.float32]) -> list[onnx.NodeProto]:
+def _half(tensor: onnx.TensorProto, values: NDArray[np.float32], storage: str) -> list[onnx.NodeProto]:
     name = tensor.name
-    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}/fp16"))
-    return [helper.make_node("Cast", [f"{name}/fp16"], [name], name=f"{name}/decode", to=TensorProto.FLOAT)]
+    tensor.CopyFrom(
+        numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(_HALVES[storage])), f"{name}/{storage}")
+    )
+    return [helper.make_node("Cast", [f"{name}/{storage}"], [name], name=f"{name}/decode", to=TensorProto.FLOAT)]
 
 
 def _int8(

@@ -1,4 +1,4 @@
-"""`passerby bundle verify`: is this bundle whole, and does its encoder behave on this machine?"""
+"""`passerby bundle verify`: is this bundle whole, and does it compute here what the network computes?"""
 
 from __future__ import annotations
 
@@ -6,59 +6,87 @@ import logging
 from pathlib import Path
 
 from passerby.errors import FailedPreconditionError
-from passerby_model.backends import Backend, BackendName, open_backend
-from passerby_model.bundle import Bundle, Parity, open_bundle
+from passerby_model.backends import Backend, BackendKind, PrecisionKind, open_artefact
+from passerby_model.backends.choice import candidates, processor_has_bf16
+from passerby_model.bundle import Artefact, Bundle, Parity, ParityRow, open_bundle
 
-from .parity import LIMITS, compare
+from .parity import LIMITS, Limits, Trial, all_batches, compare, make_samples, make_trials
+from .reference import read_reference
 
 log = logging.getLogger(__name__)
 
-_RUNTIMES: tuple[BackendName, ...] = ("openvino", "onnxruntime")
+_ABSENT = ("BACKEND_MISSING", "BACKEND_LOAD", "NCC_PRECISION")
+"""Why an artefact cannot run here, which is no fault of the bundle."""
 
 
-def verify(path: Path) -> Parity:
-    """Checks files, fingerprint and the stored parity report; then runs the encoder on every runtime installed here.
+def verify(path: Path, backend: BackendKind = "auto", precision: PrecisionKind | None = None) -> Parity:
+    """Checks files, fingerprint and the stored parity reports; then runs the gate again, on this machine.
 
-    The first runtime, one snippet at a time, is what the others and all batches (1, 2, 3, 8) are compared with, to the
-    limits of fp32: whatever a file's precision, runtimes have to agree on what it computes.
+    What the encoder has to give is in the bundle (`reference`); in a bundle without that, it is what the first
+    artefact gives for one snippet at a time on the first runtime.
+
+    Args:
+        backend, precision: as the server is told; by default every artefact on every runtime that is installed.
 
     Returns:
-        That comparison.
+        The comparison.
 
     Raises:
-        The errors of `open_bundle`; FailedPreconditionError when no runtime here loads the encoder, or they disagree.
+        The errors of `open_bundle` and `open_backend`; FailedPreconditionError when no runtime here loads the encoder
+        (BACKEND_LOAD), or a row failed (BUNDLE_UNSTABLE, naming it).
     """
     bundle = open_bundle(path)
-    backends = _load(bundle)
-    first = backends[0]
-    rows = [
-        row for backend in backends for row in compare(backend, first.encode, bundle.manifest.input, LIMITS["fp32"])
-    ]
-    report = Parity(
-        reference=f"itself, one snippet at a time on {first.name}",
-        rows=tuple(rows),
-        passed=all(row.passed for row in rows),
-    )
+    loaded = _load(bundle, backend, precision)
+    described, trials = _trials(bundle, loaded[0][1])
+    batches = all_batches(bundle.manifest.input)
+    rows: list[ParityRow] = []
+    for artefact, encoder in loaded:
+        found = compare(encoder, trials, _limits(bundle, artefact), batches)
+        rows += [row.model_copy(update={"frames": f"{row.frames}, {artefact.precision}"}) for row in found]
+    report = Parity(reference=described, rows=tuple(rows), passed=all(row.passed for row in rows))
     if not report.passed:
         raise FailedPreconditionError(
-            f"{path} does not compute the same everywhere on this machine: " + "; ".join(report.failures()),
+            f"{path} does not compute on this machine what it should: " + "; ".join(report.failures()),
             reason="BUNDLE_UNSTABLE",
         )
     return report
 
 
-def _load(bundle: Bundle) -> list[Backend]:
-    backends: list[Backend] = []
-    problems = []
-    for runtime in _RUNTIMES:
+def _limits(bundle: Bundle, artefact: Artefact) -> Limits:
+    # A wrapped model has the weights of its original whatever they are stored in.
+    return LIMITS["fp32" if bundle.manifest.architecture.startswith("wrapped:") else artefact.precision]
+
+
+def _trials(bundle: Bundle, first: Backend) -> tuple[str, list[Trial]]:
+    name = bundle.manifest.reference
+    if name is not None:
+        described = bundle.manifest.parity.reference if bundle.manifest.parity else "the network"
+        return described, read_reference(bundle.root / name)
+    samples = make_samples(bundle.manifest.input)
+    return f"itself, one snippet at a time on {first.name}", make_trials(first.encode, samples)
+
+
+def _load(bundle: Bundle, backend: BackendKind, precision: PrecisionKind | None) -> list[tuple[Artefact, Backend]]:
+    if backend != "auto" or precision is not None:
+        wanted = candidates(bundle, backend, precision or "auto")[:1]
+    else:
+        wanted = [
+            (artefact, runtime)
+            for artefact in bundle.manifest.artefacts
+            for runtime in sorted(artefact.runtimes, reverse=True)  # OpenVINO first, as the server has it
+            if artefact.precision != "bf16" or processor_has_bf16()
+        ]
+    loaded, problems = [], []
+    for artefact, runtime in wanted:
         try:
-            backends.append(open_backend(bundle, runtime))
+            loaded.append((artefact, open_artefact(bundle, artefact, runtime)))
         except FailedPreconditionError as error:
+            if error.reason not in _ABSENT:
+                raise
             problems.append(error.message)
-            if error.reason != "BACKEND_FORMAT":  # that one is how IRs are, not a finding
-                log.warning("%s", error.message)
-    if not backends:
+            log.warning("not verified: %s", error.message)
+    if not loaded:
         raise FailedPreconditionError(
             f"no runtime here can load {bundle.root}: {'; '.join(problems)}", reason="BACKEND_LOAD"
         )
-    return backends
+    return loaded

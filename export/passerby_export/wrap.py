@@ -6,16 +6,16 @@ One frame is one snippet (N = 1); a tracklet's descriptor is the mean over its f
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from passerby.errors import FailedPreconditionError, InternalError, InvalidArgumentError
-from passerby_model.backends import Backend, BackendName, EncoderFormat, open_encoder
-from passerby_model.bundle import Artefact, Input, Manifest, Parity, describe_file
+from passerby_model.backends import BackendName, open_encoder
+from passerby_model.bundle import Artefact, EncoderFormat, Input, Manifest, describe_file
 
 from .bundle import check_target, new_bundle, require_file, seal
 from .foreign import ForeignModel
-from .parity import LIMITS, check_encoder, sample_snippets
+from .parity import LIMITS, Proof, make_samples, make_trials, prove
+from .reference import write_reference
 from .spec import WrapSpec
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 def wrap(model: Path, target: Path, spec: WrapSpec, *, force: bool = False) -> Manifest:
     """Write a bundle of the per-frame model at `model` to `target`.
 
-    The wrapped encoder is compared, at batches 1, 2, 3 and 8, with the original run frame by frame by its own
-    runtime on input prepared in numpy; without passing, no bundle is written. The limits are those of fp32 whatever
+    The wrapped encoder is compared, at every batch size that a server makes, with the original run frame by frame by
+    its own runtime on input prepared in numpy; without passing, no bundle is written. The limits are those of fp32 whatever
     the weights are stored in: the encoder has the same weights as the original.
 
     Args:
@@ -47,22 +47,22 @@ def wrap(model: Path, target: Path, spec: WrapSpec, *, force: bool = False) -> M
     with new_bundle(target, force=force) as folder:
         encoder = original.write(folder)
         input = Input(snippet_length=1, height=original.ports.height, width=original.ports.width)
-        runtimes = _runtimes(encoder, original.format)
-        parity = _prove(encoder, original, runtimes, input)
         artefact = Artefact(
             precision=original.precision,
             format=original.format,
             files=(encoder.name, *sorted(path.name for path in folder.iterdir() if path != encoder)),
-            runtimes=runtimes,
-            parity=parity,
+            runtimes=_runtimes(encoder, original.format),
         )
+        trials = make_trials(original.reference(), make_samples(input))
+        described = f"{original.path.name} frame by frame in its own runtime"
         return seal(
             folder,
-            [artefact],
+            [_proven(folder, artefact, Proof(described, input, trials), original)],
+            reference=write_reference(folder, trials),
             name=spec.name,
             architecture=f"wrapped:{spec.name}",
             input=input,
-            descriptor_dim=_descriptor_dim(open_encoder(encoder, original.format, runtimes[0]), input),
+            descriptor_dim=int(trials[0].expected.descriptors.shape[1]),
             metric=spec.bundle_metric,
             training=_origin(model, spec),
         )
@@ -95,21 +95,14 @@ def _runtimes(encoder: Path, format: EncoderFormat) -> tuple[BackendName, ...]:
     return ("onnxruntime", "openvino")
 
 
-def _prove(encoder: Path, original: ForeignModel, runtimes: Sequence[BackendName], input: Input) -> Parity:
-    described = f"{original.path.name} frame by frame in its own runtime"
+def _proven(folder: Path, artefact: Artefact, proof: Proof, original: ForeignModel) -> Artefact:
     try:
-        return check_encoder(
-            encoder, original.format, runtimes, original.reference(), input, LIMITS["fp32"], described=described
-        )
+        return prove(folder, artefact, proof, LIMITS["fp32"])
     except InternalError as error:
         # The graph ran at batch 1 when it was made, so it is another batch that it cannot take.
         raise FailedPreconditionError(
             f"{original.path} cannot be made to take any batch size: {error.message}", reason="BATCH_NOT_OPEN"
         ) from error
-
-
-def _descriptor_dim(backend: Backend, input: Input) -> int:
-    return int(backend.encode(sample_snippets(1, input, "noise")).descriptors.shape[1])
 
 
 def _origin(model: Path, spec: WrapSpec) -> dict[str, object]:

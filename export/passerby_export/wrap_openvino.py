@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import FailedPreconditionError, InvalidArgumentError
 from passerby_model.backends import EncoderFormat
-from passerby_model.backends.quiet import import_openvino
+from passerby_model.backends.openvino_package import import_openvino, openvino_core
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME
 
 from .foreign import MIN_LENGTH, Ports, Shape, frame_by_frame, resolve_ports
@@ -54,7 +54,7 @@ class OpenVinoModel:
     def reference(self) -> Reference:
         """The original files in OpenVINO, frame by frame and in single precision."""
         try:
-            compiled = openvino.Core().compile_model(self._read(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            compiled = openvino_core().compile_model(self._read(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         except RuntimeError as error:
             raise InvalidArgumentError(f"OpenVINO cannot compile {self.path}: {error}") from error
         ports = self.ports
@@ -89,7 +89,7 @@ class OpenVinoModel:
 
     def _read(self) -> Any:
         try:
-            return openvino.Core().read_model(self.path)
+            return openvino_core().read_model(self.path)
         except RuntimeError as error:
             why = " ".join(str(error).split())
             raise InvalidArgumentError(f"OpenVINO cannot read {self.path}: {why}", reason="MODEL_UNREADABLE") from error

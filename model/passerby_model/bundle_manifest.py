@@ -14,6 +14,7 @@ SCHEMA_VERSION = 2
 
 Metric = Literal["squared_euclidean", "cosine"]
 EncoderFormat = Literal["onnx", "openvino"]
+Runtime = Literal["openvino", "onnxruntime"]
 
 
 class _Part(BaseModel):
@@ -215,7 +216,7 @@ class Artefact(_Part):
     format: EncoderFormat
     files: tuple[str, ...] = Field(min_length=1)
     """Keys of the manifest's `files`, the main file first."""
-    runtimes: tuple[str, ...] = Field(min_length=1)
+    runtimes: tuple[Runtime, ...] = Field(min_length=1)
     parity: Parity | None = None
     quantisation: dict[str, object] | None = None
     """For int8: what it was calibrated on, and which layers were kept in float32."""
@@ -249,6 +250,8 @@ class Manifest(_Part):
     masks: tuple[MaskOutput, ...] = ()
     files: dict[str, File]
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    reference: str | None = None
+    """Key of `files`: made-up snippets with what the network makes of them, for `passerby bundle verify`."""
     calibration: Calibration | None = None
     training: dict[str, object] = {}
     """Where the weights come from: data, recipe, source files, measured results."""

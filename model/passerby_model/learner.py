@@ -168,7 +168,7 @@ class Learner:
             entropy = losses.cross_entropy(logits, labels, config.label_smoothing)
             triplet = losses.batch_hard_triplet(descriptors[whole], labels, config.margin)
             accuracy = (logits.argmax(dim=1) == labels).float().mean()
-        loss = entropy + config.triplet_weight * triplet
+        loss = config.cross_entropy_weight * entropy + config.triplet_weight * triplet
         imitation = descriptors.new_zeros(())
         if self._imitation is not None and drawn.targets is not None:
             targets = torch.from_numpy(drawn.targets).to(device)

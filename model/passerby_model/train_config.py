@@ -110,6 +110,7 @@ class TrainConfig(_Frozen):
     gradient_clip: float = Field(0, ge=0)  # largest norm of the gradient; 0 for none
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     margin: float = Field(0.3, ge=0)
+    cross_entropy_weight: float = Field(1.0, ge=0)  # 0: by the teacher and the triplet loss alone
     triplet_weight: float = Field(1.0, ge=0)
     teacher: Path | None = None  # bundle whose descriptors the encoder also learns to reproduce (distillation)
     teacher_weight: float = Field(1.0, ge=0)
@@ -148,6 +149,13 @@ class TrainConfig(_Frozen):
         for first, second in (("milestones", "step_iterations"), ("warmup_epochs", "warmup_iterations")):
             if getattr(self, first) and getattr(self, second):
                 raise ValueError(f"{first} and {second} say different things about the same; set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> Self:
+        taught = self.teacher is not None and (self.teacher_weight or self.teacher_relation_weight)
+        if not (self.cross_entropy_weight or self.triplet_weight or taught):
+            raise ValueError("the loss is zero: give cross_entropy_weight, triplet_weight or a teacher a weight")
         return self
 
 

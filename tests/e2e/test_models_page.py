@@ -10,7 +10,6 @@ import pytest
 import timm
 import torch
 from passerby.errors import InvalidArgumentError
-from passerby_export import export as stage
 from passerby_export.cli import export as export_app
 from passerby_model import backbones, checkpoint
 from passerby_model.bundle import open_bundle
@@ -37,14 +36,12 @@ def test_python_of_names(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_checkpoint_of_the_authors_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's command in this process, with single frames, one batch and one runtime: it takes minutes."""
+    """The page's command with single frames: the parity check runs the network at its full size."""
     architecture = Architecture.parse("resnet50+none+tp")
     state = Classifier(TrackletEncoder(architecture), 5).state_dict()
     reference = checkpoint.export_reference(checkpoint.Checkpoint(architecture, 5, state))
     torch.save({"state_dict": reference, "epoch": 800}, tmp_path / "best_model.pth.tar")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stage, "BATCHES", (1,))
-    monkeypatch.setattr(stage, "RUNTIMES", ("onnxruntime",))
     _, command = blocks("sh", PAGE)
     words = shlex.split(command)
     assert words[:2] + words[-2:] == ["passerby", "export", "--snippet-length", "4"]

@@ -128,8 +128,9 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, limit: int, suffix:
     model = foreign_onnx(tmp_path / "foreign.onnx")
     if suffix == ".xml":
         import openvino
+        from passerby_model.backends.openvino_package import openvino_core
 
-        openvino.save_model(openvino.Core().read_model(model), tmp_path / "foreign.xml", compress_to_fp16=False)
+        openvino.save_model(openvino_core().read_model(model), tmp_path / "foreign.xml", compress_to_fp16=False)
     before = names(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(model.with_suffix(suffix)), str(tmp_path / "bundle"), str(limit)],

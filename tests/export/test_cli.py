@@ -36,7 +36,8 @@ def test_wrap_show_and_verify(tmp_path: Path) -> None:
     assert manifest["training"]["spec"]["range"] == [-1, 1]
     assert manifest["fingerprint"] in written
     verified = run("verify", target)
-    assert "onnxruntime, batch 8 of smooth" in verified
+    assert "onnxruntime, batch 32 of drawn, fp32" in verified
+    assert "onnxruntime, batch 32 of smooth, fp32" in verified
     assert verified.endswith("whole, and right on this machine\n")
     assert json.loads(run("verify", target, "--json"))["passed"] is True
 

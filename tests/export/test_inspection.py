@@ -16,9 +16,10 @@ from passerby_export.cli import export
 from passerby_export.deployed import PlainCorrelation
 from passerby_export.inspection import inspect_encoder, inspect_onnx, not_in_tensorrt
 from passerby_export.onnx_export import add_cost_volumes
-from passerby_export.parity import sample_snippets
+from passerby_export.samples import sample_snippets
 from passerby_model.backends import open_encoder
 from passerby_model.backends.base import BackendName
+from passerby_model.backends.openvino_package import openvino_core
 from passerby_model.cosam import NormalisedCrossCorrelation
 from passerby_model.preprocess import normalise
 from typer.testing import CliRunner
@@ -116,7 +117,7 @@ def run(*arguments: object) -> str:
 def test_inspect_prints_it_for_both_formats(tmp_path: Path, network: Network) -> None:
     path = tmp_path / "encoder.onnx"
     onnx.save(network.graph, path)
-    openvino.save_model(openvino.Core().read_model(path), tmp_path / "encoder.xml", compress_to_fp16=False)
+    openvino.save_model(openvino_core().read_model(path), tmp_path / "encoder.xml", compress_to_fp16=False)
     shown = run("inspect", path)
     assert "encoder.onnx: onnx, opset 18, IR 10, by pytorch" in shown
     assert "input   snippets uint8 (batch, 3, 64, 32, 3)" in shown

@@ -10,14 +10,18 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from passerby.errors import FailedPreconditionError, InvalidArgumentError
+from passerby_export import artefacts
 from passerby_export import export as stage
+from passerby_export.artefacts import ONNX_RUNTIMES
 from passerby_export.deployed import UnrolledLstm
+from passerby_export.export import Options
 from passerby_export.onnx_export import check_graph, ncc_nodes, to_onnx
-from passerby_export.parity import LIMITS, check_encoder, compare, sample_snippets
+from passerby_export.parity import LIMITS, Proof, compare, make_trials, prove
+from passerby_export.samples import sample_snippets
 from passerby_export.storage import quantise, store_weights
 from passerby_model import checkpoint as checkpoints
-from passerby_model.backends import open_backend, open_encoder
-from passerby_model.bundle import Input, open_bundle
+from passerby_model.backends import BackendName, open_backend, open_encoder
+from passerby_model.bundle import Artefact, Input, open_bundle
 from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
 
 from tests.export.networks import random_encoder
@@ -115,7 +119,7 @@ def test_checkpoint_becomes_a_bundle(tmp_path: Path, encoder: TrackletEncoder) -
     metadata = {"config": {"data": ["/home/me/street"]}, "identities": ["a", "b"], "best": {"mAP": 12.5}}
     saved = checkpoints.Checkpoint(ARCHITECTURE, 7, Classifier(encoder, 7).state_dict(), metadata)
     checkpoints.save(tmp_path / "best.pt", saved)
-    manifest = stage.export(tmp_path / "best.pt", tmp_path / "bundle", precision="w8", name="mine")
+    manifest = stage.export(tmp_path / "best.pt", tmp_path / "bundle", Options(("w8",), name="mine"))
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.manifest == manifest
     assert (manifest.name, manifest.architecture, manifest.precision) == ("mine", ARCHITECTURE.name, "w8")
@@ -126,11 +130,10 @@ def test_checkpoint_becomes_a_bundle(tmp_path: Path, encoder: TrackletEncoder) -
     assert manifest.training["identities"] == 2
     assert {"torch", "onnx", "openvino", "onnxruntime"} <= set(manifest.tools)
     assert manifest.parity is not None
+    every, few = range(1, 11), (1, 2, 3, 10)  # 32 frames are ten snippets of three
+    kinds = {"drawn": every, "noise": few, "smooth": few}
     assert {(row.runtime, row.snippets, row.frames) for row in manifest.parity.rows} == {
-        (runtime, batch, kind)
-        for runtime in ("openvino", "onnxruntime")
-        for batch in (1, 2, 3, 8)
-        for kind in ("noise", "smooth")
+        (runtime, batch, kind) for runtime in ONNX_RUNTIMES for kind, batches in kinds.items() for batch in batches
     }
     black = open_backend(bundle, "onnxruntime").encode(np.zeros((2, 3, 64, 32, 3), np.uint8))
     assert np.isfinite(black.descriptors).all()
@@ -139,7 +142,7 @@ def test_checkpoint_becomes_a_bundle(tmp_path: Path, encoder: TrackletEncoder) -
 
 @pytest.mark.usefixtures("exporting")
 def test_another_networks_graph_gets_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "RUNTIMES", ("onnxruntime",))
+    monkeypatch.setattr(artefacts, "ONNX_RUNTIMES", ("onnxruntime",))
     other = random_encoder(ARCHITECTURE)
     with torch.no_grad():
         next(other.get_submodule("cosam.5.summary").parameters()).add_(0.5)
@@ -151,7 +154,7 @@ def test_another_networks_graph_gets_no_bundle(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_a_changed_weight_fails_the_gate(
-    tmp_path: Path, encoder: TrackletEncoder, graph: onnx.ModelProto, runtime: str
+    tmp_path: Path, encoder: TrackletEncoder, graph: onnx.ModelProto, runtime: BackendName
 ) -> None:
     tampered = onnx.ModelProto()
     tampered.CopyFrom(graph)
@@ -159,18 +162,12 @@ def test_a_changed_weight_fails_the_gate(
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.02), tensor.name))
     path = tmp_path / "encoder.onnx"
     onnx.save(tampered, path)
-    report = check_encoder(
-        path,
-        "onnx",
-        [runtime],  # type: ignore[list-item]
-        stage.torch_reference(encoder),
-        INPUT,
-        LIMITS["fp32"],
-        described="PyTorch",
-        batches=(1, 2),
-    )
+    artefact = Artefact(precision="fp32", format="onnx", files=(path.name,), runtimes=(runtime,))
+    trials = make_trials(stage.torch_reference(encoder), {"noise": sample_snippets(2, INPUT, "noise")})
+    report = prove(tmp_path, artefact, Proof("PyTorch", INPUT, trials)).parity
+    assert report is not None
     assert not report.passed
-    assert len(report.failures()) == 4
+    assert len(report.failures()) == 10
     assert report.failures()[0].startswith(f"{runtime}, batch 1 of noise: relative L2")
 
 
@@ -179,7 +176,8 @@ def test_other_variants_export(tmp_path: Path, name: str) -> None:
     other = random_encoder(Architecture.parse(name, snippet_length=3, height=64, width=32))
     onnx.save(to_onnx(other), tmp_path / "encoder.onnx")
     backend = open_encoder(tmp_path / "encoder.onnx", "onnx", "openvino")
-    rows = compare(backend, stage.torch_reference(other), INPUT, LIMITS["fp32"], batches=(1, 3))
+    trials = make_trials(stage.torch_reference(other), {"noise": sample_snippets(3, INPUT, "noise")})
+    rows = compare(backend, trials, LIMITS["fp32"], (1, 3))
     assert all(row.passed for row in rows), rows
 
 

@@ -16,7 +16,7 @@ from passerby.errors import FailedPreconditionError, InternalError, InvalidArgum
 from passerby_model.backends import Encoded, EncoderSpec, choice, open_backend, open_encoder
 from passerby_model.backends.base import BackendName, check_encoded
 from passerby_model.backends.choice import candidates
-from passerby_model.backends.quiet import import_openvino
+from passerby_model.backends.openvino_package import import_openvino
 from passerby_model.bundle import Bundle, open_bundle
 
 from tests.encoders import expected_descriptor, make_bundle, write_encoder
@@ -100,6 +100,27 @@ def test_openvino_tells_nobody(tmp_path: Path) -> None:
         [sys.executable, "-c", script, tmp_path / "encoder.onnx"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_signals_are_survived_when_encoders_come_and_go(tmp_path: Path) -> None:
+    """OpenVINO lends the thread a stack for signals: with a `Core` an encoder, SIGTERM met one that was freed."""
+    write_encoder(tmp_path / "encoder.onnx")
+    program = (
+        "import faulthandler, signal, sys\n"
+        "faulthandler.enable()\n"  # gives the thread such a stack, too
+        "from passerby_model.backends import open_encoder\n"
+        "kept = [open_encoder(sys.argv[1], 'onnx', 'openvino') for _ in range(3)]\n"
+        "for _ in range(3):\n"
+        "    del kept[0]\n"
+        "    kept += [open_encoder(sys.argv[1], 'onnx', 'openvino')]\n"
+        "    del kept[0]\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('asked to end'))\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "encoder.onnx")], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (0, "asked to end\n"), run.stderr
 
 
 def test_openvino_ir_runs_on_openvino_only(tmp_path: Path) -> None:

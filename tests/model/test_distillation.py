@@ -135,6 +135,18 @@ def test_a_run_follows_its_teacher_resumes_exactly_and_hands_the_map_on(people: 
     assert "0 fresh" in " ".join(onward.messages), "the same identities keep their classifier"
 
 
+def test_by_the_teacher_alone_the_classifier_stays_as_it_was(people: Path, tmp_path: Path) -> None:
+    teacher, steps = make_bundle(tmp_path / "teacher"), Recorder()
+    for count in (1, 4):
+        settings = (f"iterations={count}", "cross_entropy_weight=0", "weight_decay=0")
+        training.train(config(people, teacher, *settings), tmp_path / str(count), reporter=steps)
+    first, *_, last = steps.steps
+    assert last.loss == pytest.approx(10 * last.distillation, rel=1e-5)
+    assert last.distillation < first.distillation
+    short, long = (checkpoint.load(tmp_path / str(count) / "last.pt").state["classifier.weight"] for count in (1, 4))
+    assert torch.equal(short, long)
+
+
 def test_a_missing_teacher_is_named(people: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nowhere"):
         training.train(config(people, tmp_path / "nowhere"), tmp_path / "out", reporter=Recorder())

@@ -124,6 +124,15 @@ def test_two_ways_at_once_are_refused(first):
         train_config.load(None, ["data.0.path=street", first, second])
 
 
+def test_a_loss_of_zero_is_refused():
+    nothing = ["data.0.path=x", "cross_entropy_weight=0", "triplet_weight=0"]
+    with pytest.raises(InvalidArgumentError, match="the loss is zero"):
+        train_config.load(None, nothing)
+    with pytest.raises(InvalidArgumentError, match="the loss is zero"):
+        train_config.load(None, [*nothing, "teacher=t", "teacher_weight=0"])
+    assert train_config.load(None, [*nothing, "teacher=t"]).cross_entropy_weight == 0
+
+
 @pytest.mark.parametrize(("text", "message"), [("- a", "top level"), ("a: [", "not valid YAML"), ("", "top level")])
 def test_broken_files_are_refused(tmp_path, text, message):
     with pytest.raises(InvalidArgumentError, match=message):

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import FailedPreconditionError, InternalError, InvalidArgumentError
 
-from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
+from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest, Runtime
 
-BackendName = Literal["openvino", "onnxruntime"]
+BackendName = Runtime
 BackendKind = Literal["auto", "openvino", "onnxruntime"]
 InferencePrecision = Literal["f32", "bf16"]
 """Number format in which a runtime computes what is not quantised."""

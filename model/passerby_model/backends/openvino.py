@@ -32,7 +32,7 @@ from passerby_model.backends.base import (
     spec_from_graph,
 )
 from passerby_model.backends.cores import usable_cores
-from passerby_model.backends.quiet import import_openvino
+from passerby_model.backends.openvino_package import import_openvino, openvino_core
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
 
 openvino = import_openvino()
@@ -76,7 +76,7 @@ class OpenVinoBackend:
                 not be computed in float32.
             RuntimeError: OpenVINO cannot read or compile it.
         """
-        core = openvino.Core()
+        core = openvino_core()
         model = core.read_model(path)
         spec = _spec(path, model)
         self.spec: EncoderSpec = spec if manifest is None else check_manifest(spec, manifest)
@@ -137,7 +137,7 @@ class OpenVinoBackend:
 
 def capabilities() -> frozenset[str]:
     """What the processor does well, in OpenVINO's words: `BF16`, `INT8`, ..."""
-    return frozenset(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return frozenset(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _copy(request: Any, name: str) -> NDArray[np.float32]:

@@ -1,0 +1,51 @@
+"""Encoders as OpenVINO IR (.xml + .bin), with what ONNX cannot say: which operators stay in float32.
+
+The attribute `DisablePrecisionConversion` of a layer tells OpenVINO to leave its number format alone when the rest is
+computed in bf16. Python has no other way to set it than in the file. Whether a version of OpenVINO heeds it is checked
+each time such a file is loaded (`passerby_model.backends.openvino`); 2026.4 does.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+from passerby.errors import FailedPreconditionError
+from passerby_model.backends.base import NCC_SCOPE
+from passerby_model.backends.openvino_package import import_openvino, openvino_core
+
+
+def openvino() -> Any:
+    """The package. Raises FailedPreconditionError when it is not installed."""
+    try:
+        return import_openvino()
+    except ImportError as error:
+        raise FailedPreconditionError(
+            f"OpenVINO is not installed ({error}): pip install 'passerby[export]'", reason="EXTRA_MISSING"
+        ) from error
+
+
+def read_model(path: Path) -> Any:
+    """The model at `path` (.onnx or .xml), as OpenVINO holds it."""
+    openvino()
+    return openvino_core().read_model(path)
+
+
+def write_ir(model: Any, path: Path) -> tuple[Path, Path]:
+    """Write `model` to `path` (.xml) and its weights beside it, the correlation marked to stay in float32.
+
+    Returns:
+        The two files. They are the same for the same model.
+    """
+    openvino().save_model(model, path, compress_to_fp16=False)
+    tree = ET.parse(path)  # noqa: S314  # written by OpenVINO just now
+    for layer in tree.getroot().iter("layer"):
+        if NCC_SCOPE in layer.get("name", ""):
+            info = layer.find("rt_info")
+            if info is None:
+                info = ET.Element("rt_info")
+                layer.insert(0, info)
+            ET.SubElement(info, "attribute", name="DisablePrecisionConversion", version="0", value="dynamic:dynamic")
+    tree.write(path, encoding="utf-8", xml_declaration=True)
+    return path, path.with_suffix(".bin")

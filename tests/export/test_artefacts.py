@@ -1,0 +1,225 @@
+"""One network in several number formats: what is written, what computes where, and that NCC stays in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from passerby.errors import FailedPreconditionError, InvalidArgumentError
+from passerby_export import artefacts
+from passerby_export import export as stage
+from passerby_export.artefacts import check_possible, parse_precisions
+from passerby_export.export import Options
+from passerby_export.inspection import inspect_encoder, not_in_tensorrt
+from passerby_export.onnx_export import check_graph
+from passerby_export.quantise import OpenVinoQuantiser, calibration_of, groups_of, keep_until_good
+from passerby_export.samples import read_tracklets, sample_snippets
+from passerby_model.backends import open_artefact, open_backend, open_encoder
+from passerby_model.backends.base import NCC_SCOPE
+from passerby_model.backends.choice import processor_has_bf16
+from passerby_model.backends.openvino import OpenVinoBackend
+from passerby_model.bundle import Bundle, Manifest, open_bundle
+from passerby_model.street import StreetConfig
+from passerby_model.street import write as write_street
+
+from tests.export.networks import SMALL_INPUT, Network
+
+HAS_BF16 = processor_has_bf16()
+PRECISIONS = tuple(p for p in artefacts.PRECISIONS if p != "bf16" or HAS_BF16)
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this processor does not compute in bf16")
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn people before two cameras."""
+    folder = tmp_path_factory.mktemp("street")
+    write_street(StreetConfig(6, 2, frames=6, height=64, width=32, seed=3), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(network: Network, street: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The small network in all precisions."""
+    target = tmp_path_factory.mktemp("bundles") / "all"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "to_onnx", lambda _encoder: network.graph)
+        stage.export_encoder(network.encoder, target, Options(PRECISIONS, calibration=street))
+    return open_bundle(target)
+
+
+def test_a_bundle_holds_all_that_were_asked_for(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert [(a.precision, a.format, a.runtimes) for a in manifest.artefacts if a.precision != "bf16"] == [
+        ("fp32", "onnx", ("onnxruntime", "openvino")),
+        ("fp16", "onnx", ("onnxruntime", "openvino")),
+        ("w8", "onnx", ("onnxruntime", "openvino")),
+        ("int8", "openvino", ("openvino",)),
+        ("int8", "onnx", ("onnxruntime",)),
+    ]
+    listed = {name for artefact in manifest.artefacts for name in artefact.files} | {manifest.reference}
+    assert set(manifest.files) == listed
+    sizes = {a.precision: sum(manifest.files[name].size for name in a.files) for a in manifest.artefacts}
+    assert sizes["int8"] < 0.4 * sizes["fp32"]
+    assert not manifest.unproven()
+
+
+def test_every_proof_has_all_batches_and_rankings(bundle: Bundle) -> None:
+    for artefact in bundle.manifest.artefacts:
+        assert artefact.parity is not None
+        for runtime in artefact.runtimes:
+            rows = [row for row in artefact.parity.rows if row.runtime == runtime]
+            assert {row.snippets for row in rows} == set(range(1, 11))
+            assert len({row.frames for row in rows}) == 4  # the street's people, drawn ones, noise, smooth
+            rankings = [row for row in artefact.parity.ranking if row.runtime == runtime]
+            assert [(row.gallery, row.queries) for row in rankings] == [("own", 6), ("network", 6)]
+
+
+def test_calibration_and_ranking_share_no_person(street: Path, bundle: Bundle) -> None:
+    seen, ranked = read_tracklets(street, SMALL_INPUT).halves()
+    assert set(seen.identities) & set(ranked.identities) == set()
+    assert (len(seen.identities), len(ranked.identities)) == (6, 6)
+    record = bundle.manifest.artefacts[-1].quantisation
+    assert record is not None
+    # Twelve snippets, two of them judged on, every fourth of the others once more in the dark.
+    assert (record["calibrated_on"], record["snippets"]) == (street.name, 13)
+
+
+def test_more_precisions_do_not_change_the_fingerprint(network: Network, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "to_onnx", lambda _encoder: network.graph)
+        alone: Manifest = stage.export_encoder(network.encoder, tmp_path / "alone")
+    assert alone.fingerprint == bundle.fingerprint
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_correlation_is_computed_in_float32(bundle: Bundle, precision: str) -> None:
+    """Read off the graph, and off what OpenVINO finally runs."""
+    for artefact in (a for a in bundle.manifest.artefacts if a.precision == precision):
+        report = inspect_encoder(bundle.root / artefact.file)
+        assert len(report.correlation) >= 36
+        assert {port.type for _, port in report.correlation} == {"float32"}
+        if artefact.format == "onnx":
+            check_graph(onnx.load(bundle.root / artefact.file), blocks=(4, 5))
+        if "openvino" in artefact.runtimes:
+            backend = open_artefact(bundle, artefact, "openvino")
+            assert isinstance(backend, OpenVinoBackend)
+            run = [op for op in backend.executed() if any(NCC_SCOPE in layer for layer in op.layers)]
+            assert len(run) >= 20
+            assert {(op.computed_in, op.result) for op in run} == {("f32", "f32")}
+
+
+@needs_bf16
+def test_bf16_computes_in_bf16_elsewhere(bundle: Bundle) -> None:
+    backend = open_backend(bundle, precision="bf16")
+    assert isinstance(backend, OpenVinoBackend)
+    layers = [op for op in backend.executed() if any(name.endswith("/Conv") for name in op.layers)]
+    assert {op.computed_in for op in layers} == {"bf16"}
+    assert (backend.name, backend.precision) == ("openvino", "bf16")
+
+
+@needs_bf16
+def test_a_correlation_in_bf16_is_refused(bundle: Bundle) -> None:
+    """The plain graph says nothing of the correlation, so OpenVINO would compute it in bf16, too."""
+    with pytest.raises(FailedPreconditionError, match=r"would not compute the correlation .*/ncc/") as caught:
+        open_encoder(bundle.root / "encoder.onnx", "onnx", "openvino", inference_precision="bf16")
+    assert caught.value.reason == "NCC_PRECISION"
+
+
+def test_int8_quantises_all_but_cosam(bundle: Bundle) -> None:
+    graph = onnx.load(bundle.root / "encoder.int8.onnx").graph
+    decoded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    inside = {node.name: decoded >= set(node.input[:2]) for node in graph.node if node.op_type in ("Conv", "Gemm")}
+    assert all(inside[name] == ("/cosam." not in name) for name in inside)
+    assert sum(inside.values()) == 20
+    backend = open_backend(bundle, "openvino", precision="int8")
+    assert isinstance(backend, OpenVinoBackend)
+    layers = [op for op in backend.executed() if any("/Conv" in name for name in op.layers)]
+    assert sum(op.computed_in in ("u8", "i8") for op in layers) == 20
+
+
+def test_int8_for_onnx_is_for_tensorrt_too(bundle: Bundle) -> None:
+    model = onnx.load(bundle.root / "encoder.int8.onnx")
+    assert not_in_tensorrt(model) == []
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    quantisers = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(quantisers) > 40
+    assert not any(constants[node.input[2]].any() for node in quantisers)  # zero points
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_server_gets_what_it_asks_for(bundle: Bundle, network: Network, precision: str) -> None:
+    snippets = sample_snippets(3, SMALL_INPUT, "noise")
+    expected = stage.torch_reference(network.encoder)(snippets).descriptors
+    backend = open_backend(bundle, precision=precision)  # type: ignore[arg-type]
+    found = backend.encode(snippets).descriptors
+    error = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert backend.precision == precision
+    assert error.max() < {"fp32": 1e-4, "fp16": 1e-2, "w8": 5e-2, "bf16": 1.5e-2, "int8": 0.15}[precision]
+    if precision != "fp32":
+        assert error.max() > 1e-5  # it is not float32 under another name
+
+
+def outlier(graph: onnx.ModelProto, block: str) -> onnx.ModelProto:
+    """The same function, with one channel inside `block` a thousand times as large: int8 has no room for the others."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    tensors = {tensor.name: tensor for tensor in changed.graph.initializer}
+    nodes = {node.name: node for node in changed.graph.node}
+    first, second = nodes[f"{block}/bn1/Conv"], nodes[f"{block}/bn2/Conv"]
+    for name, axis, factor in ((first.input[1], 0, 1e3), (first.input[2], 0, 1e3), (second.input[1], 1, 1e-3)):
+        values = numpy_helper.to_array(tensors[name]).copy()
+        values[(slice(None),) * axis + (0,)] *= factor
+        tensors[name].CopyFrom(numpy_helper.from_array(values, name))
+    return changed
+
+
+def test_a_sensitive_block_is_found_and_kept(network: Network, tmp_path: Path) -> None:
+    graph = outlier(network.graph, "encoder/backbone.layer2/1")
+    path = tmp_path / "encoder.onnx"
+    onnx.save(graph, path)
+    calibration = calibration_of("noise", sample_snippets(6, SMALL_INPUT, "noise"))
+    groups = groups_of(graph)
+    assert "encoder/backbone.layer2/1" in groups
+    assert not any("cosam" in name for names in groups.values() for name in names)
+    quantiser = OpenVinoQuantiser(path, groups, calibration)
+    _, made = quantiser.write(tmp_path / "encoder.xml")
+    assert quantiser.worst_first[0] == "encoder/backbone.layer2/1"
+    assert made.kept[0] == "encoder/backbone.layer2/1"
+    assert made.cosine >= 0.998
+    backend = open_encoder(tmp_path / "encoder.xml", "openvino", precision="int8")
+    assert isinstance(backend, OpenVinoBackend)
+    kept = [op for op in backend.executed() if any(name.startswith(f"{made.kept[0]}/bn") for name in op.layers)]
+    assert kept
+    assert {op.computed_in for op in kept} == {"f32"}
+
+
+def test_layers_are_kept_until_the_goal_is_reached() -> None:
+    cosines = {(): 0.9, ("b",): 0.95, ("b", "a"): 0.999}
+    made = keep_until_good(lambda kept: cosines[tuple(kept)], lambda: ["b", "a", "c", "d"])
+    assert (made.kept, made.cosine) == (("b", "a"), 0.999)
+
+
+def test_nothing_is_kept_and_nothing_ranked_when_it_is_good_at_once() -> None:
+    made = keep_until_good(lambda _kept: 0.9995, lambda: pytest.fail("not needed"))
+    assert made.kept == ()
+
+
+def test_at_most_half_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        made = keep_until_good(lambda kept: 0.5 + 0.01 * len(kept), lambda: ["a", "b", "c", "d"])
+    assert made.kept == ("a", "b")
+    assert "int8 reaches cosine 0.52" in caplog.text
+
+
+def test_precisions_are_read_in_order_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_precisions("int8, fp32") == ("fp32", "int8")
+    with pytest.raises(InvalidArgumentError, match="'fp64'; there are fp32, fp16"):
+        parse_precisions("fp32,fp64")
+    with pytest.raises(InvalidArgumentError, match="--calibration"):
+        check_possible(("int8",), calibrated=False)
+    monkeypatch.setattr(artefacts, "processor_has_bf16", lambda: False)
+    with pytest.raises(FailedPreconditionError, match="does not compute in bf16"):
+        check_possible(("bf16",), calibrated=False)
