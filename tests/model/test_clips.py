@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from passerby.errors import InvalidArgumentError, NotFoundError
-from passerby_model import clips
+from passerby_model import augmentation, clips
 from passerby_model.datasets import Tracklet
 from passerby_model.train_config import Augmentation
 from PIL import Image
@@ -89,19 +89,19 @@ def test_recolour_is_the_same_for_all_frames_and_spreads_colours():
     clip = np.repeat(clip, 4, axis=0)
     means = []
     for seed in range(30):
-        out = clips.recolour(clip, 1.0, np.random.default_rng(seed))
+        out = augmentation.recolour(clip, 1.0, np.random.default_rng(seed))
         assert out.dtype == np.uint8
         assert (out == out[:1]).all()
         means.append(out.mean(axis=(0, 1, 2)))
     assert np.std(means, axis=0).min() > 20
-    faint = clips.recolour(clip, 1e-6, np.random.default_rng(0)).astype(int)
+    faint = augmentation.recolour(clip, 1e-6, np.random.default_rng(0)).astype(int)
     assert np.abs(faint - clip).max() <= 1
 
 
 def test_erase_fills_a_rectangle_of_2_to_40_percent():
     for seed in range(50):
         frame = np.zeros((64, 32, 3), np.uint8)
-        clips.erase(frame, np.random.default_rng(seed))
+        augmentation.erase(frame, np.random.default_rng(seed))
         share = (frame[..., 0] > 0).mean()
         assert 0.01 < share < 0.45
         rows, columns = np.nonzero(frame[..., 0])
@@ -110,7 +110,7 @@ def test_erase_fills_a_rectangle_of_2_to_40_percent():
 
 def test_blur_loses_detail():
     noise = np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)
-    out = clips.augment([noise], (64, 32), Augmentation(crop=0, flip=0, blur=1), np.random.default_rng(0))
+    out = augmentation.augment([noise], (64, 32), Augmentation(crop=0, flip=0, blur=1), np.random.default_rng(0))
     assert out.std() < 0.8 * noise.std()
 
 
@@ -160,7 +160,7 @@ def test_prefetched_passes_errors_on():
 def test_join_takes_the_upper_body_of_one_and_the_lower_of_the_other():
     upper = [np.full((20, 10, 3), 200, np.uint8)] * 2
     lower = [np.full((33, 9, 3), 50, np.uint8)] * 2
-    made = clips.join(upper, lower, waist=0.4)
+    made = augmentation.join(upper, lower, waist=0.4)
     assert [frame.shape for frame in made] == [(20, 10, 3)] * 2
     assert (made[1][:8] == 200).all()
     assert (made[1][8:] == 50).all()
@@ -238,7 +238,7 @@ def test_a_missing_mask_is_named(masked):
 
 def test_garments_change_colour_and_the_rest_does_not(tracklet):
     frames = [np.random.default_rng(1).integers(0, 256, (64, 32, 3), dtype=np.uint8)] * 2
-    made = clips.augment(frames, (64, 32), Augmentation(crop=0, flip=0, garment=1), np.random.default_rng(0))
+    made = augmentation.augment(frames, (64, 32), Augmentation(crop=0, flip=0, garment=1), np.random.default_rng(0))
     assert np.array_equal(made[:, :9], np.stack(frames)[:, :9]), "the head"
     assert np.array_equal(made[:, :, :2], np.stack(frames)[:, :, :2]), "beside the person"
     changed = (made != np.stack(frames)).any(axis=-1)

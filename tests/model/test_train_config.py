@@ -3,7 +3,7 @@ from typing import get_args
 
 import pytest
 from passerby.errors import InvalidArgumentError, NotFoundError
-from passerby_model import clips, encoder, presets, train_config
+from passerby_model import augmentation, encoder, presets, train_config
 
 
 def write(tmp_path, text):
@@ -51,7 +51,7 @@ def test_the_bag_of_tricks_as_its_sources_have_it():
     assert (config.warmup_epochs, config.milestones, config.step_factor, config.schedule) == (10, (40, 70), 0.1, "step")
     assert (config.augmentation.erase, config.augmentation.flip) == (0.5, 0.5)
     assert encoder.Architecture.parse(config.architecture).last_stride == 1
-    assert (clips.ERASED_AREA, clips.ERASED_ASPECT) == ((0.02, 0.4), 3.3)
+    assert (augmentation.ERASED_AREA, augmentation.ERASED_ASPECT) == ((0.02, 0.4), 3.3)
 
 
 def test_the_recipe_of_the_paper():
