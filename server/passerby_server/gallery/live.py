@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,14 +43,18 @@ class LiveIndex:
         except Exception:  # noqa: BLE001 - whatever it was, the commit stands: log it and rebuild
             self._fail()
 
-    def remove(self, vector_id: int) -> None:
+    def remove(self, *vector_ids: int) -> None:
         """Follows a committed delete. Never raises."""
         if self.stale:
             return
         try:
-            self.index.remove(np.array([vector_id], np.int64))
+            self.index.remove(np.array(vector_ids, np.int64))
         except Exception:  # noqa: BLE001 - whatever it was, the commit stands: log it and rebuild
             self._fail()
+
+    def erased(self) -> tuple[Path, ...]:
+        """Sees to it that no file still holds what `remove` took out; the files that were removed or written anew."""
+        return ()  # the index lives in memory alone
 
     def rebuild(self, connection: sqlite3.Connection) -> None:
         """Fills a fresh index from the store, while no write is under way, and puts it in place."""
