@@ -73,7 +73,7 @@ class LazyGroup(TyperGroup):
             from passerby.errors import FailedPreconditionError
 
             raise FailedPreconditionError(
-                f"`passerby {name}` needs the {entry.extra} extra: pip install 'passerby[{entry.extra}]' "
+                f"`{ctx.command_path} {name}` needs the {entry.extra} extra: pip install 'passerby[{entry.extra}]' "
                 f"(no package {error.name!r})",
                 reason="EXTRA_MISSING",
             ) from error

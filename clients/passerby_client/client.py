@@ -6,7 +6,7 @@ Errors are those of `passerby.errors`: what the server raised is raised here aga
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from passerby.v1 import (
     gallery_service_pb2,
@@ -91,6 +91,44 @@ class Client(Connection):
         """How many tracklets, identities, cameras and frames a gallery holds."""
         request = gallery_service_pb2.GetGalleryStatsRequest(name=_requests.gallery(gallery))
         return self._call(self._galleries.GetGalleryStats, request, timeout)
+
+    def set_retention(
+        self, gallery: str, keep: Mapping[str, timedelta], *, timeout: float | None = None
+    ) -> dict[str, timedelta]:
+        """Says how long a gallery keeps what each camera saw; "" is for all cameras without a rule of their own.
+
+        Replaces all rules; none keeps everything. What is older is erased soon. Returns the rules as stored.
+        """
+        request = gallery_service_pb2.SetRetentionRequest(name=_requests.gallery(gallery))
+        for camera, time in keep.items():
+            request.rules.add(camera_id=camera, keep=time)
+        answer = self._call(self._galleries.SetRetention, request, timeout)
+        return {rule.camera_id: rule.keep.ToTimedelta() for rule in answer.rules}
+
+    def get_retention(self, gallery: str, *, timeout: float | None = None) -> dict[str, timedelta]:
+        """How long a gallery keeps what each camera saw; see `set_retention`."""
+        request = gallery_service_pb2.GetRetentionRequest(name=_requests.gallery(gallery))
+        answer = self._call(self._galleries.GetRetention, request, timeout)
+        return {rule.camera_id: rule.keep.ToTimedelta() for rule in answer.rules}
+
+    def audit(
+        self,
+        gallery: str,
+        *,
+        identity: str = "",
+        tracklet_id: str = "",
+        page_size: int = _LIST_PAGE_SIZE,
+        timeout: float | None = None,
+    ) -> Iterator[gallery_service_pb2.AuditEntry]:
+        """The recorded changes of a gallery, also of a deleted one, oldest first; `timeout` is for each page.
+
+        identity, tracklet_id: only what is about that one. Its name finds what was done to it after its erasure too.
+        """
+        request = gallery_service_pb2.ListAuditEntriesRequest(
+            parent=_requests.gallery(gallery), identity_id=identity, tracklet_id=tracklet_id, page_size=page_size
+        )
+        for page in self._pages(self._galleries.ListAuditEntries, request, timeout):
+            yield from page.entries
 
     # Tracklets
 
@@ -205,12 +243,17 @@ class Client(Connection):
         for page in self._pages(self._tracklets.ListTracklets, request, timeout):
             yield from page.tracklets
 
-    def delete_tracklet(self, tracklet: str, *, request_id: str | None = None, timeout: float | None = None) -> None:
-        """Deletes a tracklet. NotFoundError when it is not there."""
+    def delete_tracklet(
+        self, tracklet: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> tracklet_service_pb2.ErasureReceipt:
+        """Erases a tracklet and says what was rewritten; the receipt is empty when the request is a repetition.
+
+        NotFoundError when it is not there.
+        """
         request = tracklet_service_pb2.DeleteTrackletRequest(
             name=_requests.tracklet(tracklet), request_id=_requests.new_request_id(request_id)
         )
-        self._call(self._tracklets.DeleteTracklet, request, timeout)
+        return self._call(self._tracklets.DeleteTracklet, request, timeout).receipt
 
     def assign_identity(
         self, tracklet: str, identity: str, *, request_id: str | None = None, timeout: float | None = None
@@ -222,6 +265,53 @@ class Client(Connection):
             request_id=_requests.new_request_id(request_id),
         )
         return self._call(self._tracklets.AssignIdentity, request, timeout).tracklet
+
+    def merge_identities(
+        self,
+        gallery: str,
+        identity: str,
+        merged: Iterable[str],
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> tracklet_service_pb2.IdentityChange:
+        """Says that the identities `merged` are the person `identity`; what changed, with its number to undo it by."""
+        request = tracklet_service_pb2.MergeIdentitiesRequest(
+            parent=_requests.gallery(gallery),
+            identity_id=identity,
+            merged_identity_ids=merged,
+            request_id=_requests.new_request_id(request_id),
+        )
+        return self._call(self._tracklets.MergeIdentities, request, timeout).change
+
+    def split_identity(
+        self,
+        gallery: str,
+        identity: str,
+        tracklets: Iterable[str],
+        new_identity: str = "",
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> tracklet_service_pb2.IdentityChange:
+        """Says that `tracklets` (names) of `identity` show `new_identity` instead, or somebody unknown."""
+        request = tracklet_service_pb2.SplitIdentityRequest(
+            parent=_requests.gallery(gallery),
+            identity_id=identity,
+            tracklets=[_requests.tracklet(name) for name in tracklets],
+            new_identity_id=new_identity,
+            request_id=_requests.new_request_id(request_id),
+        )
+        return self._call(self._tracklets.SplitIdentity, request, timeout).change
+
+    def undo_identity_change(
+        self, gallery: str, change_id: int, *, request_id: str | None = None, timeout: float | None = None
+    ) -> tracklet_service_pb2.IdentityChange:
+        """Takes an assignment, a merge or a split back. FailedPreconditionError when a tracklet was assigned since."""
+        request = tracklet_service_pb2.UndoIdentityChangeRequest(
+            parent=_requests.gallery(gallery), change_id=change_id, request_id=_requests.new_request_id(request_id)
+        )
+        return self._call(self._tracklets.UndoIdentityChange, request, timeout).change
 
     def erase_identity(
         self,

@@ -106,6 +106,24 @@ class Batching(_Section):
     workers: int = Field(1, ge=1, le=64, description="Batches that compute at the same time, sharing the threads.")
 
 
+class Upkeep(_Section):
+    """What the server does by itself with the galleries."""
+
+    sweep_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="How often the server looks for tracklets that are older than their retention: none outlives it by more.",
+    )
+    rewrite_seconds: float = Field(
+        600.0,
+        ge=0,
+        le=86_400,
+        description="How long the slack of the database file may hold pieces of a deleted tracklet before the whole file "
+        "is written anew, which deletions in that time share. EraseIdentity does not wait.",
+    )
+
+
 class ServerConfig(_Section):
     """Everything that the server can be told."""
 
@@ -131,6 +149,7 @@ class ServerConfig(_Section):
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs.")
     batching: Batching = Batching()
     limits: Limits = Limits()
+    upkeep: Upkeep = Upkeep()
 
     @model_validator(mode="after")
     def _checked(self) -> Self:

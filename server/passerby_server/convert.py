@@ -20,11 +20,15 @@ from passerby.v1 import tracklet_service_pb2 as tracklet_service
 from passerby_server.config import Limits
 from passerby_server.decision import Thresholds
 from passerby_server.gallery.types import (
+    AuditEntry,
     GalleryRecord,
     GalleryStats,
     Hit,
+    IdentityChange,
     NewTracklet,
+    Receipt,
     Rerank,
+    RetentionRule,
     TrackletFilter,
     TrackletRecord,
 )
@@ -37,6 +41,7 @@ MAX_IDENTITY_ID = 128
 MAX_LABELS = 64
 MAX_LABEL_KEY = 63
 MAX_LABEL_VALUE = 256
+MAX_KEEP_SECONDS = 100 * 366 * 86_400
 DEFAULT_PAGE_SIZE = 50
 DEFAULT_TOP_K = 10
 DEFAULT_RERANK = Rerank()
@@ -290,6 +295,56 @@ def hit_message(hit: Hit, thresholds: Thresholds | None = None) -> search_servic
         decision=thresholds.decide(hit.distance) if thresholds else search_service.DECISION_UNSPECIFIED,
         siblings=[tracklet_message(sibling) for sibling in hit.siblings],
         thumbnail=hit.thumbnail,
+    )
+
+
+def receipt_message(receipt: Receipt) -> tracklet_service.ErasureReceipt:
+    """What an erasure did, as the API shows it."""
+    due = receipt.rewrite_due_time
+    return tracklet_service.ErasureReceipt(
+        erase_time=to_timestamp(receipt.erase_time),
+        tracklets=receipt.tracklet_names,
+        rewritten_files=receipt.rewritten_files,
+        unreachable_copies=receipt.unreachable_copies,
+        subject_digest=receipt.subject_digest,
+        rewrite_due_time=to_timestamp(due) if due else None,
+    )
+
+
+def change_message(change: IdentityChange) -> tracklet_service.IdentityChange:
+    """A correction as the API shows it."""
+    return tracklet_service.IdentityChange(change_id=change.change_id, tracklet_count=change.tracklet_count)
+
+
+def retention_rules(
+    rules: Sequence[gallery_service.RetentionRule], limits: Limits, field: str = "rules"
+) -> list[RetentionRule]:
+    """The rules of a request; raises InvalidArgumentError for a camera named twice or a wrong duration."""
+    problems = Problems()
+    if len(rules) > limits.max_filter_values:
+        problems.add(field, f"are {len(rules)}, more than the allowed {limits.max_filter_values}")
+    cameras: set[str] = set()
+    for index, rule in enumerate(rules):
+        at = f"{field}[{index}]"
+        _check_text(problems, f"{at}.camera_id", rule.camera_id, MAX_CAMERA_ID)
+        if rule.camera_id in cameras:
+            problems.add(f"{at}.camera_id", "has a rule already")
+        cameras.add(rule.camera_id)
+        if not 1 <= rule.keep.seconds <= MAX_KEEP_SECONDS:
+            problems.add(f"{at}.keep", f"must be from one second to {MAX_KEEP_SECONDS:,}, not {rule.keep.seconds:,}")
+    problems.check()
+    return [RetentionRule(rule.camera_id, rule.keep.ToTimedelta()) for rule in rules]
+
+
+def retention_message(rule: RetentionRule) -> gallery_service.RetentionRule:
+    """A retention rule as the API shows it."""
+    return gallery_service.RetentionRule(camera_id=rule.camera_id, keep=rule.keep)
+
+
+def audit_message(entry: AuditEntry) -> gallery_service.AuditEntry:
+    """A recorded change as the API shows it."""
+    return gallery_service.AuditEntry(
+        time=to_timestamp(entry.time), action=entry.action, tracklet_id=entry.tracklet_id, detail=entry.detail
     )
 
 

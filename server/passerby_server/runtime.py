@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import grpc
@@ -25,6 +26,7 @@ from passerby_server.encoder import TrackletEncoder
 from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.types import Galleries, GalleryRecord, ModelSpace
 from passerby_server.logs import event
+from passerby_server.upkeep import Upkeep
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,6 +47,7 @@ class Loaded:
     backend: Backend
     encoder: TrackletEncoder
     galleries: Galleries
+    upkeep: Upkeep
     space: ModelSpace
     max_batch: int
 
@@ -83,7 +86,8 @@ class Runtime:
         size, manifest = bundle.manifest.input, bundle.manifest
         max_batch = config.batching.max_snippets or default_max_batch(size.snippet_length)
         await asyncio.to_thread(warm_up, backend, (size.snippet_length, size.height, size.width, 3), max_batch)
-        galleries = await asyncio.to_thread(open_galleries, config.data)
+        rewrite_delay = timedelta(seconds=config.upkeep.rewrite_seconds)
+        galleries = await asyncio.to_thread(open_galleries, config.data, rewrite_delay=rewrite_delay)
         self._stack.callback(galleries.close)
         decoder = Decoder(size.height, size.width, config.limits, config.decode_threads or usable_cores())
         self._stack.callback(decoder.close)
@@ -100,7 +104,9 @@ class Runtime:
             decoder, batcher, snippet_length=size.snippet_length, max_frames=config.limits.max_frames
         )
         space = ModelSpace(bundle.fingerprint, manifest.descriptor_dim, manifest.metric)
-        self._loaded = Loaded(bundle, backend, encoder, galleries, space, max_batch)
+        upkeep = Upkeep(galleries, config.upkeep.sweep_seconds)
+        self._stack.push_async_callback(asyncio.to_thread, upkeep.close)
+        self._loaded = Loaded(bundle, backend, encoder, galleries, upkeep, space, max_batch)
         return self._loaded
 
     async def close(self) -> None:

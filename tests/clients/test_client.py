@@ -18,7 +18,6 @@ from passerby.errors import (
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
-    UnimplementedError,
 )
 from passerby.v1 import (
     gallery_service_pb2,
@@ -217,10 +216,34 @@ def test_reading_correcting_and_deleting_a_tracklet(client: Client, people: str)
         client.delete_tracklet(name)
 
 
-def test_erasure_is_asked_for_by_its_request(client: Client, people: str) -> None:
-    with pytest.raises(UnimplementedError, match="EraseIdentity"):
-        client.erase_identity("-", "bob")
+def test_erasing_an_identity(client: Client, people: str) -> None:
+    assert client.erase_identity(people, "bob").tracklet_count == 2
     assert len(list(client.list_tracklets(people, identities=["bob"]))) == 2
+    receipt = client.erase_identity(people, "bob", force=True).receipt
+    assert sorted(receipt.tracklets) == [f"galleries/{people}/tracklets/bob-{n}" for n in (1, 2)]
+    assert list(client.list_tracklets(people, identities=["bob"])) == []
+    assert [entry.action for entry in client.audit(people, identity="bob")] == ["EraseIdentity"]
+    assert "bob" not in "".join(f"{entry.tracklet_id}{entry.detail}" for entry in client.audit(people))
+
+
+def test_a_wrong_merge_is_undone_and_a_split_moves_some(client: Client, people: str) -> None:
+    merged = client.merge_identities(people, "ann", ["bob", "cleo"])
+    assert merged.tracklet_count == 4
+    assert len(list(client.list_tracklets(people, identities=["ann"]))) == 6
+    assert client.undo_identity_change(people, merged.change_id).tracklet_count == 4
+    assert {t.identity_id for t in client.list_tracklets(people)} == {"ann", "bob", "cleo"}
+    name = f"galleries/{people}/tracklets/ann-2"
+    client.split_identity(people, "ann", [name], "anna")
+    assert client.get_tracklet(name).tracklet.identity_id == "anna"
+    with pytest.raises(FailedPreconditionError):
+        client.undo_identity_change(people, merged.change_id)
+
+
+def test_retention_is_set_shown_and_taken_back(client: Client, people: str) -> None:
+    rules = {"": timedelta(days=36500), "2": timedelta(days=36501)}
+    assert client.set_retention(people, rules) == rules
+    assert client.get_retention(people) == rules
+    assert client.set_retention(people, {}) == {}
 
 
 def test_explain_gives_a_mask_for_each_frame_and_layer(client: Client) -> None:

@@ -10,9 +10,10 @@ from passerby.v1 import gallery_service_pb2, model_service_pb2, search_service_p
 
 ROOT = Path(__file__).resolve().parents[2]
 SURFACE = {
-    "GalleryService": "CreateGallery GetGallery ListGalleries DeleteGallery GetGalleryStats",
+    "GalleryService": "CreateGallery GetGallery ListGalleries DeleteGallery GetGalleryStats"
+    " SetRetention GetRetention ListAuditEntries",
     "TrackletService": "IngestTracklet StreamTracklet BulkIngestTracklets GetTracklet ListTracklets DeleteTracklet"
-    " AssignIdentity EraseIdentity",
+    " AssignIdentity MergeIdentities SplitIdentity UndoIdentityChange EraseIdentity",
     "SearchService": "SearchTracklets",
     "ModelService": "EmbedTracklet ExplainTracklet GetModelInfo",
 }

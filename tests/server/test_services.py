@@ -256,11 +256,35 @@ class TestTracklets:
         error = refused(lambda: live.tracklets.GetTracklet(tracklet_v1.GetTrackletRequest(name=stored.name)))
         assert (error.code.name, error.reason) == ("NOT_FOUND", "TRACKLET_NOT_FOUND")
 
-    def test_erasing_says_what_to_do_instead(self, live: LiveServer, gallery: str) -> None:
+    def test_erasing_counts_without_force_and_hands_a_receipt_with_it(self, live: LiveServer, gallery: str) -> None:
+        names = [live.ingest(gallery, sequence(crops(2)), identity_id="ann").name for _ in range(2)]
+        other = live.ingest(gallery, sequence(crops(2)), identity_id="bob").name
         request = tracklet_v1.EraseIdentityRequest(parent=gallery, identity_id="ann")
-        error = refused(lambda: live.tracklets.EraseIdentity(request))
-        assert error.code.name == "UNIMPLEMENTED"
-        assert "DeleteTracklet" in error.message
+        counted = live.tracklets.EraseIdentity(request)
+        assert (counted.tracklet_count, counted.HasField("receipt")) == (2, False)
+        request.force, request.request_id = True, str(uuid.uuid4())
+        erased = live.tracklets.EraseIdentity(request)
+        assert (erased.tracklet_count, sorted(erased.receipt.tracklets)) == (2, sorted(names))
+        assert {"gallery.db", "gallery.db-wal"} <= set(erased.receipt.rewritten_files)
+        assert not erased.receipt.HasField("rewrite_due_time")
+        again = live.tracklets.EraseIdentity(request)
+        assert (again.tracklet_count, list(again.receipt.tracklets)) == (2, [])
+        assert again.receipt.subject_digest == erased.receipt.subject_digest
+        listed = live.tracklets.ListTracklets(tracklet_v1.ListTrackletsRequest(parent=gallery)).tracklets
+        assert [tracklet.name for tracklet in listed] == [other]
+
+    def test_wrong_requests_of_corrections_name_their_fields(self, live: LiveServer, gallery: str) -> None:
+        split = tracklet_v1.SplitIdentityRequest(
+            parent=gallery, identity_id="ann", tracklets=["t1", "galleries/other/tracklets/t1"]
+        )
+        error = refused(lambda: live.tracklets.SplitIdentity(split))
+        assert fields(error) == ["tracklets[0]", "tracklets[1]"]
+        erase = tracklet_v1.EraseIdentityRequest(parent="-", identity_id="ann")
+        assert fields(refused(lambda: live.tracklets.EraseIdentity(erase))) == ["parent"]
+        rules = [gallery_v1.RetentionRule(camera_id="1"), gallery_v1.RetentionRule(camera_id="1")]
+        retention = gallery_v1.SetRetentionRequest(name=gallery, rules=rules)
+        error = refused(lambda: live.galleries.SetRetention(retention))
+        assert fields(error) == ["rules[0].keep", "rules[1].camera_id", "rules[1].keep"]
 
 
 class TestBulk:

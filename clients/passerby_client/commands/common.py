@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
+    from passerby.v1.tracklet_service_pb2 import ErasureReceipt
     from rich.table import Table
 
     from passerby_client import Client, RetryPolicy
@@ -129,6 +130,29 @@ def parse_time(text: str | None) -> datetime | None:
             f"{text!r} is not a time such as 2026-11-21T09:14, with +01:00 or Z for a zone"
         ) from None
     return time if time.utcoffset() is not None else time.astimezone()
+
+
+def parse_duration(text: str) -> timedelta:
+    """`30d`, `12h`, `45m` or `90s`. Raises typer.BadParameter for anything else."""
+    units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not number.isascii() or not number.isdigit():
+        raise typer.BadParameter(f"{text!r} is not a time such as 30d, 12h, 45m or 90s")
+    return timedelta(**{units[unit]: int(number)})
+
+
+def print_receipt(receipt: ErasureReceipt) -> None:
+    """Writes what an erasure did, for people."""
+    due = local_time(receipt.rewrite_due_time)
+    print_fields(
+        {
+            "erased": local_time(receipt.erase_time),
+            "audited as": receipt.subject_digest,
+            "rewritten": ", ".join(receipt.rewritten_files),
+            "still due": f"the slack of the database, by {due}" if due else "",
+            "beyond reach": ", ".join(receipt.unreachable_copies) or "no backup that this server knows of",
+        }
+    )
 
 
 def parse_labels(pairs: list[str]) -> dict[str, str]:

@@ -1,11 +1,13 @@
-"""`passerby gallery create|list|show|delete|stats`."""
+"""`passerby gallery create|list|show|delete|stats|retention|audit`, and on the server's machine `backup|restore|check`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from passerby_client._lazy import Entry, LazyGroup
 from passerby_client.commands.common import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT,
@@ -17,6 +19,8 @@ from passerby_client.commands.common import (
     last_part,
     local_time,
     new_table,
+    parse_duration,
+    parse_labels,
     plain,
     print_fields,
     print_json,
@@ -26,8 +30,17 @@ from passerby_client.commands.common import (
 if TYPE_CHECKING:
     from passerby.v1.resources_pb2 import Gallery
 
+
+class _Gallery(LazyGroup):
+    table: Mapping[str, Entry] = {}
+
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Create, list, show and delete galleries."
+    cls=_Gallery,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Create, list, show and delete galleries; retention, audit, backups.",
 )
 
 Name = Annotated[str, typer.Argument(metavar="GALLERY", help="Id of the gallery: a-z, 0-9 and -.")]
@@ -123,6 +136,58 @@ def stats(
             "index": f"{counts.index_size_bytes / 2**20:,.1f} MiB",
         }
     )
+
+
+@app.command()
+def retention(
+    gallery: Name,
+    keep: Annotated[str | None, typer.Option(metavar="TIME", help="How long: 30d, 12h, 45m or 90s.")] = None,
+    camera: Annotated[
+        list[str] | None, typer.Option(metavar="CAMERA=TIME", help="How long for this camera; may be repeated.")
+    ] = None,
+    forever: Annotated[bool, typer.Option("--forever", help="Keep everything.")] = False,
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Say how long a gallery keeps tracklets (in place of what was said before), or show it. Older ones are erased."""
+    rules = {name: parse_duration(text) for name, text in parse_labels(camera or []).items()}
+    if keep is not None:
+        rules[""] = parse_duration(keep)
+    if forever and rules:
+        raise typer.BadParameter("goes with neither --keep nor --camera", param_hint="--forever")
+    with connect(server, ca_file, timeout) as client:
+        stored = client.set_retention(gallery, rules) if rules or forever else client.get_retention(gallery)
+    if as_json:
+        print_json({name: time.total_seconds() for name, time in stored.items()})
+        return
+    for name, time in stored.items():
+        typer.echo(f"{f'camera {name}' if name else 'all other cameras'}: {time}")
+    if "" not in stored:
+        typer.echo("all other cameras: for ever")
+
+
+@app.command()
+def audit(
+    gallery: Name,
+    identity: Annotated[str, typer.Option(help="Only what is about this identity, also after its erasure.")] = "",
+    tracklet: Annotated[str, typer.Option(help="Only what is about this tracklet (its id).")] = "",
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """List the recorded changes of a gallery, also of a deleted one."""
+    with connect(server, ca_file, timeout) as client:
+        entries = list(client.audit(gallery, identity=identity, tracklet_id=tracklet))
+    if as_json:
+        print_json([plain(entry) for entry in entries])
+        return
+    table = new_table("time", "action", "tracklet", "detail")
+    for entry in entries:
+        table.add_row(local_time(entry.time), entry.action, entry.tracklet_id, entry.detail)
+    print_table(table)
 
 
 def _print(gallery: Gallery, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`passerby tracklet list|show|delete|assign`."""
+"""`passerby tracklet list|show|delete|assign|merge|split|undo|erase`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ from passerby_client.commands.common import (
     plain,
     print_fields,
     print_json,
+    print_receipt,
     print_table,
     time_span,
 )
 
 if TYPE_CHECKING:
     from passerby.v1.resources_pb2 import Tracklet
+    from passerby.v1.tracklet_service_pb2 import IdentityChange
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="List, show and delete tracklets; assign identities.",
+    help="List, show and delete tracklets; correct and erase identities.",
 )
 
 Gallery = Annotated[str, typer.Option("--gallery", "-g", metavar="GALLERY", help="Id of the gallery.")]
@@ -110,13 +112,13 @@ def delete(
     timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
-    """Delete one tracklet."""
+    """Delete one tracklet, and say what was rewritten."""
     with connect(server, ca_file, timeout) as client:
-        client.delete_tracklet(tracklet)
+        receipt = client.delete_tracklet(tracklet)
     if as_json:
-        print_json({"deleted": tracklet})
+        print_json({"deleted": tracklet, "receipt": plain(receipt)})
     else:
-        typer.echo("deleted")
+        print_receipt(receipt)
 
 
 @app.command()
@@ -132,6 +134,89 @@ def assign(
     with connect(server, ca_file, timeout) as client:
         stored = client.assign_identity(tracklet, identity)
     _print(stored, as_json)
+
+
+@app.command()
+def merge(
+    identity: Annotated[str, typer.Argument(help="The identity that stays.")],
+    others: Annotated[list[str], typer.Argument(metavar="OTHER...", help="Identities that are the same person.")],
+    gallery: Gallery,
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Say that several identities are one person."""
+    with connect(server, ca_file, timeout) as client:
+        change = client.merge_identities(gallery, identity, others)
+    _print_change(change, gallery, as_json)
+
+
+@app.command()
+def split(
+    identity: Annotated[str, typer.Argument(help="The identity that is split.")],
+    tracklets: Annotated[list[str], typer.Argument(metavar="TRACKLET...", help="Names of those of somebody else.")],
+    gallery: Gallery,
+    into: Annotated[str, typer.Option(metavar="IDENTITY", help="Whom they show; unknown when left out.")] = "",
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Say that some tracklets of an identity show somebody else."""
+    with connect(server, ca_file, timeout) as client:
+        change = client.split_identity(gallery, identity, tracklets, into)
+    _print_change(change, gallery, as_json)
+
+
+@app.command()
+def undo(
+    change: Annotated[int, typer.Argument(help="Number of an assignment, a merge or a split; the audit has them.")],
+    gallery: Gallery,
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Take a correction of identities back."""
+    with connect(server, ca_file, timeout) as client:
+        undone = client.undo_identity_change(gallery, change)
+    if as_json:
+        print_json(plain(undone))
+    else:
+        typer.echo(f"undone in {undone.tracklet_count} tracklets")
+
+
+@app.command()
+def erase(
+    identity: Annotated[str, typer.Argument(help="Whom to erase.")],
+    gallery: Annotated[
+        str, typer.Option("--gallery", "-g", metavar="GALLERY", help="Id of the gallery; - for all galleries.")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Erase; without it only count.")] = False,
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Erase every tracklet of an identity, also on disk, and say what was rewritten."""
+    with connect(server, ca_file, timeout) as client:
+        answer = client.erase_identity(gallery, identity, force=force)
+    if as_json:
+        print_json(plain(answer))
+    elif not force:
+        typer.echo(f"{answer.tracklet_count} tracklets would be erased: --force erases them")
+    else:
+        print_fields({"tracklets": str(answer.tracklet_count)})
+        print_receipt(answer.receipt)
+
+
+def _print_change(change: IdentityChange, gallery: str, as_json: bool) -> None:
+    if as_json:
+        print_json(plain(change))
+    else:
+        typer.echo(f"change {change.change_id}: {change.tracklet_count} tracklets")
+        typer.echo(f"undo it with: passerby tracklet undo {change.change_id} --gallery {gallery}", err=True)
 
 
 def _save(path: Path, thumbnail: bytes) -> None:

@@ -60,6 +60,21 @@ class GalleryServiceStub:
                 request_serializer=passerby_dot_v1_dot_gallery__service__pb2.GetGalleryStatsRequest.SerializeToString,
                 response_deserializer=passerby_dot_v1_dot_gallery__service__pb2.GetGalleryStatsResponse.FromString,
                 _registered_method=True)
+        self.SetRetention = channel.unary_unary(
+                '/passerby.v1.GalleryService/SetRetention',
+                request_serializer=passerby_dot_v1_dot_gallery__service__pb2.SetRetentionRequest.SerializeToString,
+                response_deserializer=passerby_dot_v1_dot_gallery__service__pb2.SetRetentionResponse.FromString,
+                _registered_method=True)
+        self.GetRetention = channel.unary_unary(
+                '/passerby.v1.GalleryService/GetRetention',
+                request_serializer=passerby_dot_v1_dot_gallery__service__pb2.GetRetentionRequest.SerializeToString,
+                response_deserializer=passerby_dot_v1_dot_gallery__service__pb2.GetRetentionResponse.FromString,
+                _registered_method=True)
+        self.ListAuditEntries = channel.unary_unary(
+                '/passerby.v1.GalleryService/ListAuditEntries',
+                request_serializer=passerby_dot_v1_dot_gallery__service__pb2.ListAuditEntriesRequest.SerializeToString,
+                response_deserializer=passerby_dot_v1_dot_gallery__service__pb2.ListAuditEntriesResponse.FromString,
+                _registered_method=True)
 
 
 class GalleryServiceServicer:
@@ -103,6 +118,29 @@ class GalleryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRetention(self, request, context):
+        """Says how long a gallery keeps tracklets. What is older is erased within
+        the server's sweep interval, and audited.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRetention(self, request, context):
+        """Gets how long a gallery keeps tracklets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEntries(self, request, context):
+        """Lists the recorded changes of a gallery, oldest first; also of one that has
+        been deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GalleryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +168,21 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     servicer.GetGalleryStats,
                     request_deserializer=passerby_dot_v1_dot_gallery__service__pb2.GetGalleryStatsRequest.FromString,
                     response_serializer=passerby_dot_v1_dot_gallery__service__pb2.GetGalleryStatsResponse.SerializeToString,
+            ),
+            'SetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetention,
+                    request_deserializer=passerby_dot_v1_dot_gallery__service__pb2.SetRetentionRequest.FromString,
+                    response_serializer=passerby_dot_v1_dot_gallery__service__pb2.SetRetentionResponse.SerializeToString,
+            ),
+            'GetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRetention,
+                    request_deserializer=passerby_dot_v1_dot_gallery__service__pb2.GetRetentionRequest.FromString,
+                    response_serializer=passerby_dot_v1_dot_gallery__service__pb2.GetRetentionResponse.SerializeToString,
+            ),
+            'ListAuditEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEntries,
+                    request_deserializer=passerby_dot_v1_dot_gallery__service__pb2.ListAuditEntriesRequest.FromString,
+                    response_serializer=passerby_dot_v1_dot_gallery__service__pb2.ListAuditEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +321,87 @@ class GalleryService:
             '/passerby.v1.GalleryService/GetGalleryStats',
             passerby_dot_v1_dot_gallery__service__pb2.GetGalleryStatsRequest.SerializeToString,
             passerby_dot_v1_dot_gallery__service__pb2.GetGalleryStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/passerby.v1.GalleryService/SetRetention',
+            passerby_dot_v1_dot_gallery__service__pb2.SetRetentionRequest.SerializeToString,
+            passerby_dot_v1_dot_gallery__service__pb2.SetRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/passerby.v1.GalleryService/GetRetention',
+            passerby_dot_v1_dot_gallery__service__pb2.GetRetentionRequest.SerializeToString,
+            passerby_dot_v1_dot_gallery__service__pb2.GetRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/passerby.v1.GalleryService/ListAuditEntries',
+            passerby_dot_v1_dot_gallery__service__pb2.ListAuditEntriesRequest.SerializeToString,
+            passerby_dot_v1_dot_gallery__service__pb2.ListAuditEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,16 @@ class GalleryServiceStub:
     """
     GetGalleryStats: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GetGalleryStatsRequest, _gallery_service_pb2.GetGalleryStatsResponse]
     """Counts what a gallery holds."""
+    SetRetention: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.SetRetentionRequest, _gallery_service_pb2.SetRetentionResponse]
+    """Says how long a gallery keeps tracklets. What is older is erased within
+    the server's sweep interval, and audited.
+    """
+    GetRetention: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.GetRetentionRequest, _gallery_service_pb2.GetRetentionResponse]
+    """Gets how long a gallery keeps tracklets."""
+    ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.ListAuditEntriesRequest, _gallery_service_pb2.ListAuditEntriesResponse]
+    """Lists the recorded changes of a gallery, oldest first; also of one that has
+    been deleted.
+    """
 
 @_typing.type_check_only
 class GalleryServiceAsyncStub(GalleryServiceStub):
@@ -67,6 +77,16 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """
     GetGalleryStats: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GetGalleryStatsRequest, _gallery_service_pb2.GetGalleryStatsResponse]  # type: ignore[assignment]
     """Counts what a gallery holds."""
+    SetRetention: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.SetRetentionRequest, _gallery_service_pb2.SetRetentionResponse]  # type: ignore[assignment]
+    """Says how long a gallery keeps tracklets. What is older is erased within
+    the server's sweep interval, and audited.
+    """
+    GetRetention: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.GetRetentionRequest, _gallery_service_pb2.GetRetentionResponse]  # type: ignore[assignment]
+    """Gets how long a gallery keeps tracklets."""
+    ListAuditEntries: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.ListAuditEntriesRequest, _gallery_service_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
+    """Lists the recorded changes of a gallery, oldest first; also of one that has
+    been deleted.
+    """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Creates, reads and deletes galleries."""
@@ -114,5 +134,33 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_service_pb2.GetGalleryStatsResponse, _abc.Awaitable[_gallery_service_pb2.GetGalleryStatsResponse]]:
         """Counts what a gallery holds."""
+
+    @_abc_1.abstractmethod
+    def SetRetention(
+        self,
+        request: _gallery_service_pb2.SetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.SetRetentionResponse, _abc.Awaitable[_gallery_service_pb2.SetRetentionResponse]]:
+        """Says how long a gallery keeps tracklets. What is older is erased within
+        the server's sweep interval, and audited.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRetention(
+        self,
+        request: _gallery_service_pb2.GetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.GetRetentionResponse, _abc.Awaitable[_gallery_service_pb2.GetRetentionResponse]]:
+        """Gets how long a gallery keeps tracklets."""
+
+    @_abc_1.abstractmethod
+    def ListAuditEntries(
+        self,
+        request: _gallery_service_pb2.ListAuditEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.ListAuditEntriesResponse, _abc.Awaitable[_gallery_service_pb2.ListAuditEntriesResponse]]:
+        """Lists the recorded changes of a gallery, oldest first; also of one that has
+        been deleted.
+        """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -488,12 +488,19 @@ class DeleteTrackletResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def receipt(self) -> Global___ErasureReceipt:
+        """What was done, for the files; unset when the request is a repetition."""
+
     def __init__(
         self,
+        *,
+        receipt: Global___ErasureReceipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -536,6 +543,11 @@ class AssignIdentityResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACKLET_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.int
+    """Number of this change, for UndoIdentityChange; 0 when the request is a
+    repetition.
+    """
     @_builtins.property
     def tracklet(self) -> _resources_pb2.Tracklet:
         """The tracklet as stored."""
@@ -544,14 +556,219 @@ class AssignIdentityResponse(_message.Message):
         self,
         *,
         tracklet: _resources_pb2.Tracklet | None = ...,
+        change_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tracklet", b"tracklet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tracklet", b"tracklet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id", "tracklet", b"tracklet"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AssignIdentityResponse: _TypeAlias = AssignIdentityResponse  # noqa: Y015
+
+@_typing.final
+class IdentityChange(_message.Message):
+    """A correction of who is seen in some tracklets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    TRACKLET_COUNT_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.int
+    """Its number, for UndoIdentityChange."""
+    tracklet_count: _builtins.int
+    """Tracklets whose identity changed."""
+    def __init__(
+        self,
+        *,
+        change_id: _builtins.int = ...,
+        tracklet_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id", "tracklet_count", b"tracklet_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdentityChange: _TypeAlias = IdentityChange  # noqa: Y015
+
+@_typing.final
+class MergeIdentitiesRequest(_message.Message):
+    """Request of MergeIdentities."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    IDENTITY_ID_FIELD_NUMBER: _builtins.int
+    MERGED_IDENTITY_IDS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`galleries/{gallery}`. Required."""
+    identity_id: _builtins.str
+    """The identity that stays. Required."""
+    request_id: _builtins.str
+    """UUID that makes a retry harmless; empty for none."""
+    @_builtins.property
+    def merged_identity_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The identities that become it: at least one, each with a tracklet."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        identity_id: _builtins.str = ...,
+        merged_identity_ids: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_id", b"identity_id", "merged_identity_ids", b"merged_identity_ids", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeIdentitiesRequest: _TypeAlias = MergeIdentitiesRequest  # noqa: Y015
+
+@_typing.final
+class MergeIdentitiesResponse(_message.Message):
+    """Response of MergeIdentities."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___IdentityChange:
+        """What changed."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___IdentityChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeIdentitiesResponse: _TypeAlias = MergeIdentitiesResponse  # noqa: Y015
+
+@_typing.final
+class SplitIdentityRequest(_message.Message):
+    """Request of SplitIdentity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    IDENTITY_ID_FIELD_NUMBER: _builtins.int
+    TRACKLETS_FIELD_NUMBER: _builtins.int
+    NEW_IDENTITY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`galleries/{gallery}`. Required."""
+    identity_id: _builtins.str
+    """The identity that is split. Required."""
+    new_identity_id: _builtins.str
+    """Whom they show; empty when that is unknown."""
+    request_id: _builtins.str
+    """UUID that makes a retry harmless; empty for none."""
+    @_builtins.property
+    def tracklets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the tracklets that show somebody else: at least one."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        identity_id: _builtins.str = ...,
+        tracklets: _abc.Iterable[_builtins.str] | None = ...,
+        new_identity_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_id", b"identity_id", "new_identity_id", b"new_identity_id", "parent", b"parent", "request_id", b"request_id", "tracklets", b"tracklets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitIdentityRequest: _TypeAlias = SplitIdentityRequest  # noqa: Y015
+
+@_typing.final
+class SplitIdentityResponse(_message.Message):
+    """Response of SplitIdentity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___IdentityChange:
+        """What changed."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___IdentityChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitIdentityResponse: _TypeAlias = SplitIdentityResponse  # noqa: Y015
+
+@_typing.final
+class UndoIdentityChangeRequest(_message.Message):
+    """Request of UndoIdentityChange."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`galleries/{gallery}`. Required."""
+    change_id: _builtins.int
+    """The change to take back. Required."""
+    request_id: _builtins.str
+    """UUID that makes a retry harmless; empty for none."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        change_id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndoIdentityChangeRequest: _TypeAlias = UndoIdentityChangeRequest  # noqa: Y015
+
+@_typing.final
+class UndoIdentityChangeResponse(_message.Message):
+    """Response of UndoIdentityChange."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___IdentityChange:
+        """What was taken back."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___IdentityChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndoIdentityChangeResponse: _TypeAlias = UndoIdentityChangeResponse  # noqa: Y015
 
 @_typing.final
 class EraseIdentityRequest(_message.Message):
@@ -625,13 +842,21 @@ class ErasureReceipt(_message.Message):
     TRACKLETS_FIELD_NUMBER: _builtins.int
     REWRITTEN_FILES_FIELD_NUMBER: _builtins.int
     UNREACHABLE_COPIES_FIELD_NUMBER: _builtins.int
+    SUBJECT_DIGEST_FIELD_NUMBER: _builtins.int
+    REWRITE_DUE_TIME_FIELD_NUMBER: _builtins.int
+    subject_digest: _builtins.str
+    """Keyed digest (`hmac:...`) in place of the erased identity's or tracklet's
+    name in the audit.
+    """
     @_builtins.property
     def erase_time(self) -> _timestamp_pb2.Timestamp:
         """When the last file was rewritten."""
 
     @_builtins.property
     def tracklets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the erased tracklets."""
+        """Names of the erased tracklets; none in the answer to a repeated request,
+        since the server has forgotten them.
+        """
 
     @_builtins.property
     def rewritten_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -641,6 +866,12 @@ class ErasureReceipt(_message.Message):
     def unreachable_copies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Copies that the server cannot reach, for example known backups."""
 
+    @_builtins.property
+    def rewrite_due_time(self) -> _timestamp_pb2.Timestamp:
+        """Set while the slack space of the database may still hold pieces of what was
+        deleted: by when it will have been written over.
+        """
+
     def __init__(
         self,
         *,
@@ -648,10 +879,12 @@ class ErasureReceipt(_message.Message):
         tracklets: _abc.Iterable[_builtins.str] | None = ...,
         rewritten_files: _abc.Iterable[_builtins.str] | None = ...,
         unreachable_copies: _abc.Iterable[_builtins.str] | None = ...,
+        subject_digest: _builtins.str = ...,
+        rewrite_due_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time", "rewrite_due_time", b"rewrite_due_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time", "rewritten_files", b"rewritten_files", "tracklets", b"tracklets", "unreachable_copies", b"unreachable_copies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time", "rewrite_due_time", b"rewrite_due_time", "rewritten_files", b"rewritten_files", "subject_digest", b"subject_digest", "tracklets", b"tracklets", "unreachable_copies", b"unreachable_copies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,6 +70,21 @@ class TrackletServiceStub:
                 request_serializer=passerby_dot_v1_dot_tracklet__service__pb2.AssignIdentityRequest.SerializeToString,
                 response_deserializer=passerby_dot_v1_dot_tracklet__service__pb2.AssignIdentityResponse.FromString,
                 _registered_method=True)
+        self.MergeIdentities = channel.unary_unary(
+                '/passerby.v1.TrackletService/MergeIdentities',
+                request_serializer=passerby_dot_v1_dot_tracklet__service__pb2.MergeIdentitiesRequest.SerializeToString,
+                response_deserializer=passerby_dot_v1_dot_tracklet__service__pb2.MergeIdentitiesResponse.FromString,
+                _registered_method=True)
+        self.SplitIdentity = channel.unary_unary(
+                '/passerby.v1.TrackletService/SplitIdentity',
+                request_serializer=passerby_dot_v1_dot_tracklet__service__pb2.SplitIdentityRequest.SerializeToString,
+                response_deserializer=passerby_dot_v1_dot_tracklet__service__pb2.SplitIdentityResponse.FromString,
+                _registered_method=True)
+        self.UndoIdentityChange = channel.unary_unary(
+                '/passerby.v1.TrackletService/UndoIdentityChange',
+                request_serializer=passerby_dot_v1_dot_tracklet__service__pb2.UndoIdentityChangeRequest.SerializeToString,
+                response_deserializer=passerby_dot_v1_dot_tracklet__service__pb2.UndoIdentityChangeResponse.FromString,
+                _registered_method=True)
         self.EraseIdentity = channel.unary_unary(
                 '/passerby.v1.TrackletService/EraseIdentity',
                 request_serializer=passerby_dot_v1_dot_tracklet__service__pb2.EraseIdentityRequest.SerializeToString,
@@ -132,6 +147,29 @@ class TrackletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MergeIdentities(self, request, context):
+        """Says that several identities are one person: their tracklets become those
+        of one of them. Can be undone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SplitIdentity(self, request, context):
+        """Says that some tracklets of an identity show somebody else. Can be undone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndoIdentityChange(self, request, context):
+        """Takes back an assignment, a merge or a split, by its number.
+        FAILED_PRECONDITION if a tracklet of it was assigned anew since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EraseIdentity(self, request, context):
         """Erases every tracklet of an identity, in the index and on disk.
         """
@@ -176,6 +214,21 @@ def add_TrackletServiceServicer_to_server(servicer, server):
                     servicer.AssignIdentity,
                     request_deserializer=passerby_dot_v1_dot_tracklet__service__pb2.AssignIdentityRequest.FromString,
                     response_serializer=passerby_dot_v1_dot_tracklet__service__pb2.AssignIdentityResponse.SerializeToString,
+            ),
+            'MergeIdentities': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergeIdentities,
+                    request_deserializer=passerby_dot_v1_dot_tracklet__service__pb2.MergeIdentitiesRequest.FromString,
+                    response_serializer=passerby_dot_v1_dot_tracklet__service__pb2.MergeIdentitiesResponse.SerializeToString,
+            ),
+            'SplitIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.SplitIdentity,
+                    request_deserializer=passerby_dot_v1_dot_tracklet__service__pb2.SplitIdentityRequest.FromString,
+                    response_serializer=passerby_dot_v1_dot_tracklet__service__pb2.SplitIdentityResponse.SerializeToString,
+            ),
+            'UndoIdentityChange': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndoIdentityChange,
+                    request_deserializer=passerby_dot_v1_dot_tracklet__service__pb2.UndoIdentityChangeRequest.FromString,
+                    response_serializer=passerby_dot_v1_dot_tracklet__service__pb2.UndoIdentityChangeResponse.SerializeToString,
             ),
             'EraseIdentity': grpc.unary_unary_rpc_method_handler(
                     servicer.EraseIdentity,
@@ -373,6 +426,87 @@ class TrackletService:
             '/passerby.v1.TrackletService/AssignIdentity',
             passerby_dot_v1_dot_tracklet__service__pb2.AssignIdentityRequest.SerializeToString,
             passerby_dot_v1_dot_tracklet__service__pb2.AssignIdentityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeIdentities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/passerby.v1.TrackletService/MergeIdentities',
+            passerby_dot_v1_dot_tracklet__service__pb2.MergeIdentitiesRequest.SerializeToString,
+            passerby_dot_v1_dot_tracklet__service__pb2.MergeIdentitiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SplitIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/passerby.v1.TrackletService/SplitIdentity',
+            passerby_dot_v1_dot_tracklet__service__pb2.SplitIdentityRequest.SerializeToString,
+            passerby_dot_v1_dot_tracklet__service__pb2.SplitIdentityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndoIdentityChange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/passerby.v1.TrackletService/UndoIdentityChange',
+            passerby_dot_v1_dot_tracklet__service__pb2.UndoIdentityChangeRequest.SerializeToString,
+            passerby_dot_v1_dot_tracklet__service__pb2.UndoIdentityChangeResponse.FromString,
             options,
             channel_credentials,
             insecure,

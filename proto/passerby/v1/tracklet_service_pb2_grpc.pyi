@@ -51,6 +51,16 @@ class TrackletServiceStub:
     """Deletes a tracklet. NOT_FOUND if absent."""
     AssignIdentity: _grpc.UnaryUnaryMultiCallable[_tracklet_service_pb2.AssignIdentityRequest, _tracklet_service_pb2.AssignIdentityResponse]
     """Says whom a tracklet shows; an empty identity takes that back."""
+    MergeIdentities: _grpc.UnaryUnaryMultiCallable[_tracklet_service_pb2.MergeIdentitiesRequest, _tracklet_service_pb2.MergeIdentitiesResponse]
+    """Says that several identities are one person: their tracklets become those
+    of one of them. Can be undone.
+    """
+    SplitIdentity: _grpc.UnaryUnaryMultiCallable[_tracklet_service_pb2.SplitIdentityRequest, _tracklet_service_pb2.SplitIdentityResponse]
+    """Says that some tracklets of an identity show somebody else. Can be undone."""
+    UndoIdentityChange: _grpc.UnaryUnaryMultiCallable[_tracklet_service_pb2.UndoIdentityChangeRequest, _tracklet_service_pb2.UndoIdentityChangeResponse]
+    """Takes back an assignment, a merge or a split, by its number.
+    FAILED_PRECONDITION if a tracklet of it was assigned anew since.
+    """
     EraseIdentity: _grpc.UnaryUnaryMultiCallable[_tracklet_service_pb2.EraseIdentityRequest, _tracklet_service_pb2.EraseIdentityResponse]
     """Erases every tracklet of an identity, in the index and on disk."""
 
@@ -77,6 +87,16 @@ class TrackletServiceAsyncStub(TrackletServiceStub):
     """Deletes a tracklet. NOT_FOUND if absent."""
     AssignIdentity: _aio.UnaryUnaryMultiCallable[_tracklet_service_pb2.AssignIdentityRequest, _tracklet_service_pb2.AssignIdentityResponse]  # type: ignore[assignment]
     """Says whom a tracklet shows; an empty identity takes that back."""
+    MergeIdentities: _aio.UnaryUnaryMultiCallable[_tracklet_service_pb2.MergeIdentitiesRequest, _tracklet_service_pb2.MergeIdentitiesResponse]  # type: ignore[assignment]
+    """Says that several identities are one person: their tracklets become those
+    of one of them. Can be undone.
+    """
+    SplitIdentity: _aio.UnaryUnaryMultiCallable[_tracklet_service_pb2.SplitIdentityRequest, _tracklet_service_pb2.SplitIdentityResponse]  # type: ignore[assignment]
+    """Says that some tracklets of an identity show somebody else. Can be undone."""
+    UndoIdentityChange: _aio.UnaryUnaryMultiCallable[_tracklet_service_pb2.UndoIdentityChangeRequest, _tracklet_service_pb2.UndoIdentityChangeResponse]  # type: ignore[assignment]
+    """Takes back an assignment, a merge or a split, by its number.
+    FAILED_PRECONDITION if a tracklet of it was assigned anew since.
+    """
     EraseIdentity: _aio.UnaryUnaryMultiCallable[_tracklet_service_pb2.EraseIdentityRequest, _tracklet_service_pb2.EraseIdentityResponse]  # type: ignore[assignment]
     """Erases every tracklet of an identity, in the index and on disk."""
 
@@ -142,6 +162,34 @@ class TrackletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tracklet_service_pb2.AssignIdentityResponse, _abc.Awaitable[_tracklet_service_pb2.AssignIdentityResponse]]:
         """Says whom a tracklet shows; an empty identity takes that back."""
+
+    @_abc_1.abstractmethod
+    def MergeIdentities(
+        self,
+        request: _tracklet_service_pb2.MergeIdentitiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tracklet_service_pb2.MergeIdentitiesResponse, _abc.Awaitable[_tracklet_service_pb2.MergeIdentitiesResponse]]:
+        """Says that several identities are one person: their tracklets become those
+        of one of them. Can be undone.
+        """
+
+    @_abc_1.abstractmethod
+    def SplitIdentity(
+        self,
+        request: _tracklet_service_pb2.SplitIdentityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tracklet_service_pb2.SplitIdentityResponse, _abc.Awaitable[_tracklet_service_pb2.SplitIdentityResponse]]:
+        """Says that some tracklets of an identity show somebody else. Can be undone."""
+
+    @_abc_1.abstractmethod
+    def UndoIdentityChange(
+        self,
+        request: _tracklet_service_pb2.UndoIdentityChangeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tracklet_service_pb2.UndoIdentityChangeResponse, _abc.Awaitable[_tracklet_service_pb2.UndoIdentityChangeResponse]]:
+        """Takes back an assignment, a merge or a split, by its number.
+        FAILED_PRECONDITION if a tracklet of it was assigned anew since.
+        """
 
     @_abc_1.abstractmethod
     def EraseIdentity(

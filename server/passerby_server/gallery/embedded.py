@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,13 +20,18 @@ from numpy.typing import NDArray
 from passerby.errors import AlreadyExistsError, FailedPreconditionError, InternalError
 from passerby.names import check_gallery_id, gallery_name, tracklet_name
 
-from passerby_server.gallery import ledger, paging, rows, search, validate
+from passerby_server.gallery import kinds, ledger, paging, rows, search, validate
+from passerby_server.gallery.corrections import Correcting
+from passerby_server.gallery.erasure import Erasing
+from passerby_server.gallery.home import REWRITE_DELAY, record_of
 from passerby_server.gallery.index import search_pool
-from passerby_server.gallery.ledger import AuditEntry, Outcome, Request
+from passerby_server.gallery.ledger import Outcome, Request
 from passerby_server.gallery.live import LiveIndex
+from passerby_server.gallery.maintenance import Maintaining
 from passerby_server.gallery.rows import GalleryRow
 from passerby_server.gallery.store import Store
 from passerby_server.gallery.types import (
+    AuditEntry,
     Galleries,
     GalleryRecord,
     GalleryStats,
@@ -44,19 +50,24 @@ OPTIMISTIC_SEARCHES = 3
 """Searches that run beside writes; if a write came between each time, the next one holds the writes back."""
 
 
-def open_galleries(folder: Path, *, threads: int = 0) -> Galleries:
+def open_galleries(
+    folder: Path, *, threads: int = 0, rewrite_delay: timedelta = REWRITE_DELAY, index: str = kinds.AUTO
+) -> Galleries:
     """Opens the galleries in `folder`, or an empty set of them; the index is built from the store before it returns.
 
     Args:
         folder: the data folder, made when absent (readable by its owner alone).
         threads: threads that search one query together; 0 means as many as there are processors.
+        rewrite_delay: how long the slack of the database may hold pieces of what was deleted.
+        index: kind of index, see `kinds`.
 
     Raises:
         FailedPreconditionError: another server uses the folder (DATA_FOLDER_IN_USE), a newer passerby wrote it
             (SCHEMA_TOO_NEW), somebody else did (NOT_A_STORE), or it cannot be written (STORE_NOT_WRITABLE).
         DataLossError: the database or a descriptor in it is damaged.
+        InvalidArgumentError: no such kind of index (INDEX_KIND).
     """
-    return EmbeddedGalleries(folder, threads=threads)
+    return EmbeddedGalleries(folder, threads=threads, rewrite_delay=rewrite_delay, index=index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +80,20 @@ class _Ingested:
     vector: NDArray[np.float32] | None
 
 
-class EmbeddedGalleries:
+class EmbeddedGalleries(Erasing, Correcting, Maintaining):
     """`Galleries` in one folder; see `open_galleries`."""
 
-    def __init__(self, folder: Path, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threads: int = 0,
+        rewrite_delay: timedelta = REWRITE_DELAY,
+        index: str = kinds.AUTO,
+        maintained: bool = True,
+    ) -> None:
+        self._rewrite_delay = rewrite_delay
+        self._index_kind = kinds.parse(index)
         with ExitStack() as undo:
             self._store = Store(folder)
             undo.callback(self._store.close)
@@ -81,9 +102,11 @@ class EmbeddedGalleries:
             self._store.write(ledger.expire)
             self._live: dict[int, LiveIndex] = {}
             with self._store.read() as connection:
-                (self._secret,) = connection.execute("SELECT value FROM secrets WHERE name = 'page_token'").fetchone()
+                secrets = dict(connection.execute("SELECT name, value FROM secrets").fetchall())
+                self._page_key, self._audit_key = secrets["page_token"], secrets["audit"]
                 for row in connection.execute("SELECT * FROM galleries ORDER BY gallery_key").fetchall():
                     self._start(rows.gallery_from_row(row)).rebuild(connection)
+            self._start_maintenance(in_background=maintained)
             undo.pop_all()
 
     # Galleries
@@ -118,14 +141,14 @@ class EmbeddedGalleries:
 
     def list_galleries(self, page_size: int, page_token: str = "") -> Page[GalleryRecord]:
         limit, bound_to = paging.page_limit(page_size), paging.listing("ListGalleries")
-        after = paging.read_token(self._secret, bound_to, page_token) if page_token else ""
+        after = paging.read_token(self._page_key, bound_to, page_token) if page_token else ""
         with self._store.read() as connection:
             found = connection.execute(
                 "SELECT * FROM galleries WHERE gallery_id > ? ORDER BY gallery_id LIMIT ?", (after, limit + 1)
             ).fetchall()
         items = tuple(rows.gallery_from_row(row).record for row in found[:limit])
         more = len(found) > limit
-        return Page(items, paging.make_token(self._secret, bound_to, items[-1].gallery_id) if more else "")
+        return Page(items, paging.make_token(self._page_key, bound_to, items[-1].gallery_id) if more else "")
 
     def delete_gallery(self, gallery_id: str, *, force: bool, request_id: str = "") -> int:
         request = Request(gallery_id, request_id, "DeleteGallery", ledger.digest_of(force))
@@ -145,14 +168,15 @@ class EmbeddedGalleries:
                 )
             connection.execute("DELETE FROM requests WHERE gallery_id = ?", (gallery_id,))
             connection.execute("DELETE FROM galleries WHERE gallery_key = ?", (gallery.key,))
-            ledger.forget_details(connection, gallery_id)
+            ledger.forget_gallery(connection, self._audit_key, gallery_id)
+            self._mark_due(connection)
             ledger.remember(connection, request, Outcome(deleted_count=count))
             ledger.record(connection, "DeleteGallery", gallery_id, tracklets=count)
             return count, gallery.key
 
         def publish(deleted: tuple[int, int | None]) -> None:
-            if deleted[1] is not None:
-                self._live.pop(deleted[1], None)
+            if deleted[1] is not None and (live := self._live.pop(deleted[1], None)):
+                live.erased()
 
         count, _ = self._store.write(change, publish, scrub=True)
         return count
@@ -168,10 +192,18 @@ class EmbeddedGalleries:
         live = self._live.get(gallery.key)
         return GalleryStats(tracklets, identities, cameras, frames, live.index.size_bytes() if live else 0)
 
-    def audit(self, gallery_id: str) -> tuple[AuditEntry, ...]:
-        """All changes of a gallery name, oldest first; they outlive the gallery."""
+    def list_audit(
+        self, gallery_id: str, tracklet_id: str, identity_id: str, page_size: int, page_token: str = ""
+    ) -> Page[AuditEntry]:
+        """The changes of a gallery name, oldest first; they outlive the gallery."""
+        limit, bound_to = paging.page_limit(page_size), paging.audit(gallery_id, tracklet_id, identity_id)
+        after = int(paging.read_token(self._page_key, bound_to, page_token)) if page_token else 0
+        about = {"tracklet_id": tracklet_id, "identity_id": identity_id}
         with self._store.read() as connection:
-            return ledger.entries(connection, gallery_id)
+            found = ledger.entries(connection, self._audit_key, gallery_id, **about, after=after, limit=limit + 1)
+        items = tuple(entry for _, entry in found[:limit])
+        more = len(found) > limit
+        return Page(items, paging.make_token(self._page_key, bound_to, str(found[limit - 1][0])) if more else "")
 
     # Tracklets
 
@@ -195,16 +227,16 @@ class EmbeddedGalleries:
             done = ledger.find(connection, request)
             if done is not None:
                 vector_id = ledger.still_there(done)
-                return _Ingested(_record(connection, gallery, vector_id), gallery.key, vector_id, None)
+                return _Ingested(record_of(connection, gallery, vector_id), gallery.key, vector_id, None)
             validate.check_model(gallery_id, gallery.record.space, fingerprint, vector)
             tracklet_id = tracklet.tracklet_id or uuid.uuid4().hex
             vector_id = _insert(connection, gallery, tracklet_id, tracklet)
             rows.put_descriptor(connection, vector_id, vector)
             if thumbnail:
-                connection.execute("INSERT INTO thumbnails VALUES (?, ?)", (vector_id, thumbnail))
+                rows.put_thumbnail(connection, vector_id, thumbnail)
             ledger.remember(connection, request, Outcome(vector_id))
             ledger.record(connection, "IngestTracklet", gallery_id, tracklet_id)
-            return _Ingested(_record(connection, gallery, vector_id), gallery.key, vector_id, vector)
+            return _Ingested(record_of(connection, gallery, vector_id), gallery.key, vector_id, vector)
 
         return self._store.write(change, self._publish_tracklet).record
 
@@ -213,10 +245,10 @@ class EmbeddedGalleries:
         with self._store.read() as connection:
             gallery = rows.get_gallery(connection, gallery_id)
             done = ledger.find(connection, request)
-            return None if done is None else _record(connection, gallery, ledger.still_there(done))
+            return None if done is None else record_of(connection, gallery, ledger.still_there(done))
 
     def get_tracklet(self, gallery_id: str, tracklet_id: str) -> TrackletRecord:
-        return self._of_tracklet(gallery_id, tracklet_id, _record)
+        return self._of_tracklet(gallery_id, tracklet_id, record_of)
 
     def get_descriptor(self, gallery_id: str, tracklet_id: str) -> NDArray[np.float32]:
         return self._of_tracklet(
@@ -227,7 +259,7 @@ class EmbeddedGalleries:
         return self._of_tracklet(
             gallery_id,
             tracklet_id,
-            lambda connection, _, vector_id: rows.get_thumbnails(connection, [vector_id]).get(vector_id, b""),
+            lambda connection, _, vector_id: rows.get_thumbnail(connection, vector_id),
         )
 
     def list_tracklets(
@@ -238,50 +270,11 @@ class EmbeddedGalleries:
         with self._store.read() as connection:
             gallery = rows.get_gallery(connection, gallery_id)
             bound_to = paging.listing("ListTracklets", gallery.key, filter)
-            after = int(paging.read_token(self._secret, bound_to, page_token)) if page_token else 0
+            after = int(paging.read_token(self._page_key, bound_to, page_token)) if page_token else 0
             found = rows.list_records(connection, gallery, filter, after, limit + 1)
         items = tuple(record for _, record in found[:limit])
         more = len(found) > limit
-        return Page(items, paging.make_token(self._secret, bound_to, str(found[limit - 1][0])) if more else "")
-
-    def delete_tracklet(self, gallery_id: str, tracklet_id: str, request_id: str = "") -> None:
-        request = Request(gallery_id, request_id, "DeleteTracklet", ledger.digest_of(tracklet_id))
-
-        def change(connection: sqlite3.Connection) -> tuple[int, int] | None:
-            gallery = rows.get_gallery(connection, gallery_id)
-            if ledger.find(connection, request) is not None:
-                return None
-            vector_id = rows.get_vector_id(connection, gallery, tracklet_id)
-            connection.execute("DELETE FROM tracklets WHERE vector_id = ?", (vector_id,))
-            ledger.forget_details(connection, gallery_id, tracklet_id)
-            ledger.remember(connection, request, Outcome(deleted_count=1))
-            ledger.record(connection, "DeleteTracklet", gallery_id, tracklet_id)
-            return gallery.key, vector_id
-
-        def publish(deleted: tuple[int, int] | None) -> None:
-            if deleted is not None:
-                self._live[deleted[0]].remove(deleted[1])
-
-        self._store.write(change, publish, scrub=True)
-
-    def assign_identity(
-        self, gallery_id: str, tracklet_id: str, identity_id: str, request_id: str = ""
-    ) -> TrackletRecord:
-        request = Request(gallery_id, request_id, "AssignIdentity", ledger.digest_of(tracklet_id, identity_id))
-
-        def change(connection: sqlite3.Connection) -> TrackletRecord:
-            gallery = rows.get_gallery(connection, gallery_id)
-            done = ledger.find(connection, request)
-            if done is not None:
-                return _record(connection, gallery, ledger.still_there(done))
-            vector_id = rows.get_vector_id(connection, gallery, tracklet_id)
-            before = _record(connection, gallery, vector_id).identity_id
-            connection.execute("UPDATE tracklets SET identity_id = ? WHERE vector_id = ?", (identity_id, vector_id))
-            ledger.remember(connection, request, Outcome(vector_id))
-            ledger.record(connection, "AssignIdentity", gallery_id, tracklet_id, before=before, after=identity_id)
-            return _record(connection, gallery, vector_id)
-
-        return self._store.write(change)
+        return Page(items, paging.make_token(self._page_key, bound_to, str(found[limit - 1][0])) if more else "")
 
     # Search
 
@@ -299,6 +292,7 @@ class EmbeddedGalleries:
         raise InternalError("index and store of a gallery disagree even after a rebuild: restart the server")
 
     def close(self) -> None:
+        self._stop_maintenance()
         self._store.close()
         self._pool.shutdown()
 
@@ -323,7 +317,8 @@ class EmbeddedGalleries:
             return get(connection, gallery, rows.get_vector_id(connection, gallery, tracklet_id))
 
     def _start(self, gallery: GalleryRow) -> LiveIndex:
-        return self._live.setdefault(gallery.key, LiveIndex(gallery.key, gallery.record.space, self._pool))
+        live = LiveIndex(gallery.key, gallery.record.space, self._pool, self._index_kind)
+        return self._live.setdefault(gallery.key, live)
 
     def _publish_gallery(self, gallery: GalleryRow) -> None:
         self._start(gallery)
@@ -359,10 +354,6 @@ def _insert(connection: sqlite3.Connection, gallery: GalleryRow, tracklet_id: st
     labels = [(vector_id, key, value) for key, value in tracklet.labels.items()]
     connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", labels)
     return int(vector_id or 0)
-
-
-def _record(connection: sqlite3.Connection, gallery: GalleryRow, vector_id: int) -> TrackletRecord:
-    return rows.get_records(connection, gallery, [vector_id])[vector_id]
 
 
 def _ingest_digest(tracklet: NewTracklet, vector: NDArray[np.float32], fingerprint: str, thumbnail: bytes) -> bytes:

@@ -4,19 +4,27 @@ A request id names one write of one gallery. Repeating it answers as the first t
 refused. It is remembered for REQUEST_LIFETIME_DAYS at least, and for as long does not bring back a tracklet that has
 been deleted since. Deleting a gallery forgets the request ids of its writes, so that nothing of it stays: should a
 gallery of the same name be made, a retry from before counts as new there.
+
+The audit outlives what it tells of. Once a tracklet or an identity is erased, a keyed digest (HMAC-SHA-256 under a
+secret of the store) stands for its name: whoever knows the name can find what was done to it (`entries`), nobody can
+read the name out of the audit.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Any
 
 from passerby.errors import FailedPreconditionError, InvalidArgumentError
 
 from passerby_server.gallery.rows import MICROSECOND, from_microseconds, now
+from passerby_server.gallery.types import AuditEntry
 
 REQUEST_LIFETIME_DAYS = 7
 """Far longer than any client retries; a bulk run that is resumed later has its journal."""
@@ -42,20 +50,21 @@ class Outcome:
     deleted_count: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
-    """One change: `action` is the method's name; `tracklet_id` is empty when the gallery itself is meant."""
+def digest_of(*parts: object, key: bytes | None = None) -> bytes:
+    """A digest of plain values (str, int, float, None, lists and dicts of them).
 
-    time: datetime
-    action: str
-    gallery_id: str
-    tracklet_id: str
-    detail: str
+    With a `key`, nobody without it can confirm a guess: for requests that hold little more than a name.
+    """
+    text = json.dumps(parts, sort_keys=True).encode()
+    return hashlib.sha256(text).digest() if key is None else hmac.digest(key, text, "sha256")
 
 
-def digest_of(*parts: object) -> bytes:
-    """A digest of plain values (str, int, float, None, lists and dicts of them)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
+def pseudonym(key: bytes, kind: str, gallery_id: str, name: str) -> str:
+    """What stands for an erased name: `hmac:` and 32 hex digits.
+
+    `kind` is `tracklet`, or `identity`: that of all galleries, with an empty `gallery_id`.
+    """
+    return f"hmac:{digest_of(kind, gallery_id, name, key=key)[:16].hex()}"
 
 
 def find(connection: sqlite3.Connection, request: Request) -> Outcome | None:
@@ -129,7 +138,11 @@ def _oldest() -> int:
 
 
 def record(
-    connection: sqlite3.Connection, action: str, gallery_id: str, tracklet_id: str = "", **detail: str | int
+    connection: sqlite3.Connection,
+    action: str,
+    gallery_id: str,
+    tracklet_id: str = "",
+    **detail: str | int | list[str],
 ) -> None:
     """Adds an audit entry; part of the transaction of the change itself."""
     connection.execute(
@@ -138,21 +151,67 @@ def record(
     )
 
 
-def forget_details(connection: sqlite3.Connection, gallery_id: str, tracklet_id: str | None = None) -> None:
-    """Empties the details of a tracklet's (None: a whole gallery's) audit entries, which may name a person."""
-    if tracklet_id is None:
-        connection.execute("UPDATE audit SET detail = '' WHERE gallery_id = ? AND detail <> ''", (gallery_id,))
-    else:
-        connection.execute(
-            "UPDATE audit SET detail = '' WHERE gallery_id = ? AND tracklet_id = ? AND detail <> ''",
-            (gallery_id, tracklet_id),
-        )
-
-
-def entries(connection: sqlite3.Connection, gallery_id: str) -> tuple[AuditEntry, ...]:
-    """All audit entries of a gallery name, oldest first."""
-    rows = connection.execute(
-        "SELECT time, action, gallery_id, tracklet_id, detail FROM audit WHERE gallery_id = ? ORDER BY audit_id",
-        (gallery_id,),
+def forget_tracklets(connection: sqlite3.Connection, key: bytes, gallery_id: str, tracklet_ids: Iterable[str]) -> None:
+    """Takes the names of erased tracklets, and what the details say of them, out of the audit."""
+    connection.executemany(
+        "UPDATE audit SET tracklet_id = ?, detail = '' WHERE gallery_id = ? AND tracklet_id = ?",
+        [(pseudonym(key, "tracklet", gallery_id, name), gallery_id, name) for name in tracklet_ids],
     )
-    return tuple(AuditEntry(from_microseconds(time), *rest) for time, *rest in rows)
+
+
+def forget_identity(connection: sqlite3.Connection, key: bytes, gallery_id: str, identity_id: str) -> None:
+    """Puts the keyed digest of an erased identity in its name's place wherever a detail holds it."""
+    hidden = pseudonym(key, "identity", "", identity_id)
+    mentions = connection.execute(
+        "SELECT audit_id, detail FROM audit WHERE gallery_id = ? AND instr(detail, ?)",
+        (gallery_id, json.dumps(identity_id)),
+    ).fetchall()
+    for audit_id, detail in mentions:
+        told = {name: _without(value, identity_id, hidden) for name, value in json.loads(detail).items()}
+        connection.execute("UPDATE audit SET detail = ? WHERE audit_id = ?", (json.dumps(told), audit_id))
+
+
+def forget_gallery(connection: sqlite3.Connection, key: bytes, gallery_id: str) -> None:
+    """Takes the names of all its tracklets, and all details, out of a deleted gallery's audit."""
+    names = connection.execute(
+        "SELECT DISTINCT tracklet_id FROM audit WHERE gallery_id = ? AND tracklet_id <> '' "
+        "AND tracklet_id NOT LIKE 'hmac:%'",
+        (gallery_id,),
+    ).fetchall()
+    forget_tracklets(connection, key, gallery_id, [name for (name,) in names])
+    connection.execute("UPDATE audit SET detail = '' WHERE gallery_id = ? AND detail <> ''", (gallery_id,))
+
+
+def entries(
+    connection: sqlite3.Connection,
+    key: bytes,
+    gallery_id: str,
+    *,
+    tracklet_id: str = "",
+    identity_id: str = "",
+    after: int = 0,
+    limit: int = -1,
+) -> list[tuple[int, AuditEntry]]:
+    """Audit entries of a gallery name with their numbers, oldest first: `limit` of those beyond number `after`.
+
+    Those about a tracklet or an identity are found by its name before and after its erasure.
+    """
+    conditions, values = ["gallery_id = ?", "audit_id > ?"], [gallery_id, after]
+    if tracklet_id:
+        conditions.append("tracklet_id IN (?, ?)")
+        values += [tracklet_id, pseudonym(key, "tracklet", gallery_id, tracklet_id)]
+    if identity_id:
+        conditions.append("(instr(detail, ?) OR instr(detail, ?))")
+        values += [json.dumps(identity_id), pseudonym(key, "identity", "", identity_id)]
+    rows = connection.execute(
+        "SELECT audit_id, time, action, gallery_id, tracklet_id, detail FROM audit "  # noqa: S608
+        f"WHERE {' AND '.join(conditions)} ORDER BY audit_id LIMIT ?",
+        (*values, limit),
+    )
+    return [(audit_id, AuditEntry(from_microseconds(time), *rest)) for audit_id, time, *rest in rows]
+
+
+def _without(value: Any, name: str, instead: str) -> Any:
+    if isinstance(value, list):
+        return [_without(one, name, instead) for one in value]
+    return instead if value == name else value

@@ -45,6 +45,11 @@ def listing(method: str, gallery_key: int = 0, where: TrackletFilter | None = No
     return json.dumps(parts).encode()
 
 
+def audit(gallery_id: str, tracklet_id: str, identity_id: str) -> bytes:
+    """What a token of the audit's listing is bound to."""
+    return json.dumps(["ListAuditEntries", gallery_id, tracklet_id, identity_id]).encode()
+
+
 def make_token(secret: bytes, bound_to: bytes, cursor: str) -> str:
     """The token of the page after `cursor`."""
     raw = cursor.encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -16,6 +17,8 @@ from passerby.errors import DataLossError, NotFoundError
 from passerby.names import gallery_name, tracklet_name
 
 from passerby_server.gallery.types import GalleryRecord, ModelSpace, TrackletFilter, TrackletRecord
+
+logger = logging.getLogger(__name__)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -155,12 +158,37 @@ def get_identities(connection: sqlite3.Connection, vector_ids: Iterable[int]) ->
     return identities
 
 
+def put_thumbnail(connection: sqlite3.Connection, vector_id: int, thumbnail: bytes) -> None:
+    connection.execute(
+        "INSERT INTO thumbnails (vector_id, thumbnail, checksum) VALUES (?, ?, ?)",
+        (vector_id, thumbnail, zlib.crc32(thumbnail)),
+    )
+
+
+def get_thumbnail(connection: sqlite3.Connection, vector_id: int) -> bytes:
+    """Empty when it has none. Raises DataLossError (THUMBNAIL_DAMAGED) when its checksum does not fit."""
+    row = connection.execute("SELECT thumbnail, checksum FROM thumbnails WHERE vector_id = ?", (vector_id,)).fetchone()
+    if row is None:
+        return b""
+    if zlib.crc32(row[0]) != row[1]:
+        raise DataLossError(
+            f"the stored thumbnail number {vector_id} is damaged: delete the tracklet and store it again, or restore "
+            "the data folder from a backup",
+            reason="THUMBNAIL_DAMAGED",
+        )
+    return bytes(row[0])
+
+
 def get_thumbnails(connection: sqlite3.Connection, vector_ids: Iterable[int]) -> dict[int, bytes]:
-    """Thumbnails of those tracklets that have one."""
+    """Thumbnails of those tracklets that have a sound one: a damaged picture must not spoil a search."""
     thumbnails: dict[int, bytes] = {}
     for chunk in _chunks([int(vector_id) for vector_id in vector_ids]):
-        statement = f"SELECT vector_id, thumbnail FROM thumbnails WHERE vector_id IN ({_marks(chunk)})"  # noqa: S608
-        thumbnails.update(connection.execute(statement, chunk))
+        statement = f"SELECT vector_id, thumbnail, checksum FROM thumbnails WHERE vector_id IN ({_marks(chunk)})"  # noqa: S608
+        for vector_id, thumbnail, checksum in connection.execute(statement, chunk):
+            if zlib.crc32(thumbnail) == checksum:
+                thumbnails[vector_id] = thumbnail
+            else:
+                logger.error("the stored thumbnail number %d is damaged and left out", vector_id)
     return thumbnails
 
 
@@ -174,7 +202,7 @@ def get_descriptor(connection: sqlite3.Connection, vector_id: int) -> NDArray[np
     checksum, blob = connection.execute(
         "SELECT checksum, descriptor FROM descriptors WHERE vector_id = ?", (vector_id,)
     ).fetchone()
-    return _decode(vector_id, checksum, blob)
+    return decode_descriptor(vector_id, checksum, blob)
 
 
 def descriptor_batches(
@@ -191,10 +219,10 @@ def descriptor_batches(
     )
     while batch := rows.fetchmany(batch_size):
         ids = np.array([row[0] for row in batch], np.int64)
-        yield ids, np.stack([_decode(*row) for row in batch])
+        yield ids, np.stack([decode_descriptor(*row) for row in batch])
 
 
-def _decode(vector_id: int, checksum: int | None, blob: bytes | None) -> NDArray[np.float32]:
+def decode_descriptor(vector_id: int, checksum: int | None, blob: bytes | None) -> NDArray[np.float32]:
     if blob is None or zlib.crc32(blob) != checksum:
         raise DataLossError(
             f"the stored descriptor number {vector_id} is damaged: restore the data folder from a backup",

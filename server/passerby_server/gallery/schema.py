@@ -7,15 +7,22 @@ crash leaves either the old schema or the new one. To change the schema, append 
                       |  `----- thumbnails
                       |--< labels
     requests >--------'  a request id and what it stored; the reference turns NULL when that is deleted
+    retention            how long a gallery keeps what a camera saw
+    changes --< change_items >-- tracklets   assignments, merges and splits of identities, to undo them by
     audit                who-did-what: written in the transaction of the change itself
-    secrets              key of the page tokens
+    secrets              keys of the page tokens and of the digests that stand for erased names in the audit
+    upkeep               work that must not be forgotten: since when the file is due to be written anew
+    backups              those that were made, for the receipts of erasures
 """
 
 from __future__ import annotations
 
 import sqlite3
+import zlib
 
 from passerby.errors import FailedPreconditionError
+
+from passerby_server.gallery.ledger import pseudonym
 
 APPLICATION_ID = 0x70736279  # "psby" in the file header: tells our files from other people's
 
@@ -87,7 +94,47 @@ _V1 = (
     "INSERT INTO secrets VALUES ('page_token', randomblob(32))",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)
+_V2 = (
+    # CRC-32 of `thumbnail`, as descriptors have one.
+    "ALTER TABLE thumbnails ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0",
+    "UPDATE thumbnails SET checksum = crc32(thumbnail)",
+    # The moment from which a tracklet's retention counts: a camera's clock may be ahead, storing never is before seeing.
+    "CREATE INDEX tracklets_by_age ON tracklets "
+    "(gallery_key, camera_id, min(coalesce(end_time, create_time), create_time))",
+    """CREATE TABLE retention (
+        gallery_key INTEGER NOT NULL REFERENCES galleries ON DELETE CASCADE,
+        camera_id TEXT NOT NULL, -- empty: all cameras without a rule of their own
+        keep INTEGER NOT NULL CHECK (keep > 0), -- microseconds
+        PRIMARY KEY (gallery_key, camera_id)
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE changes (
+        change_id INTEGER PRIMARY KEY AUTOINCREMENT,
+        gallery_key INTEGER NOT NULL REFERENCES galleries ON DELETE CASCADE,
+        undone INTEGER NOT NULL
+    ) STRICT""",
+    """CREATE TABLE change_items (
+        change_id INTEGER NOT NULL REFERENCES changes ON DELETE CASCADE,
+        vector_id INTEGER NOT NULL REFERENCES tracklets ON DELETE CASCADE,
+        before TEXT NOT NULL,
+        after TEXT NOT NULL,
+        PRIMARY KEY (change_id, vector_id)
+    ) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX change_items_by_tracklet ON change_items (vector_id)",
+    "CREATE TABLE upkeep (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE backups (backup_id INTEGER PRIMARY KEY, time INTEGER NOT NULL, location TEXT NOT NULL) STRICT",
+    "INSERT INTO secrets VALUES ('audit', randomblob(32))",
+    # Their digests had no key: whoever guessed a name could confirm it. A retry across the update is answered anew.
+    "DELETE FROM requests WHERE method IN ('AssignIdentity', 'DeleteTracklet')",
+    """UPDATE audit SET tracklet_id = pseudonym((SELECT value FROM secrets WHERE name = 'audit'),
+        'tracklet', gallery_id, tracklet_id)
+        WHERE tracklet_id <> '' AND NOT EXISTS (SELECT 1 FROM tracklets JOIN galleries USING (gallery_key)
+            WHERE galleries.gallery_id = audit.gallery_id AND tracklets.tracklet_id = audit.tracklet_id)""",
+    # What was deleted before may have left pieces in the slack of pages.
+    "INSERT INTO upkeep SELECT 'rewrite_due', min(time) FROM audit "
+    "WHERE action IN ('DeleteTracklet', 'DeleteGallery') HAVING count(*) > 0",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2)
 """Statements of each migration; the schema version is how many were applied."""
 
 
@@ -110,6 +157,8 @@ def migrate(connection: sqlite3.Connection, migrations: tuple[tuple[str, ...], .
             "run the newer passerby that wrote it",
             reason="SCHEMA_TOO_NEW",
         )
+    connection.create_function("crc32", 1, zlib.crc32, deterministic=True)
+    connection.create_function("pseudonym", 4, pseudonym, deterministic=True)
     for version in range(before, len(migrations)):
         _apply(connection, version + 1, migrations[version])
 

@@ -153,6 +153,30 @@ class Store:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
 
+    def rewrite(self) -> tuple[Path, ...]:
+        """Writes the whole database anew and empties the log; the files that were rewritten.
+
+        SQLite writes zeros over what is deleted (secure_delete), but a row that moved to another page before may leave
+        a copy in the slack of the old one: VACUUM copies what is there and nothing else. Reads go on meanwhile, writes
+        wait. It takes room for two more copies: the log beside the database, and an unlinked file where SQLite keeps
+        temporary ones (SQLITE_TMPDIR). Raises UnavailableError (REWRITE_BLOCKED) when a read still needs the log after
+        BUSY_TIMEOUT, ResourceExhaustedError when the disk is full: the rewrite stays due then.
+        """
+        with self._writer_lock, translated_errors():
+            if self._closed:
+                raise UnavailableError("the gallery is closed: the server is going down", reason="SHUTTING_DOWN")
+            self._writer.execute("VACUUM")
+            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                raise UnavailableError(
+                    "what was deleted is gone from the galleries, but a long read still holds the write-ahead log: it is "
+                    "emptied after a later write",
+                    reason="REWRITE_BLOCKED",
+                )
+            self._writer.execute("DELETE FROM upkeep WHERE name = 'rewrite_due'")
+            self._scrub_wanted = False
+        return self.path, self.path.with_name(f"{self.path.name}-wal")
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Holds back all writes."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -128,6 +128,59 @@ class GalleryStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an erasure did.
+
+    `rewritten_files` are relative to the data folder, `unreachable_copies` say in words which copies the galleries
+    know of and cannot reach. `subject_digest` stands for the erased name in the audit. `rewrite_due_time` is set while
+    the slack of the database may still hold pieces: by when it will have been written anew.
+    """
+
+    erase_time: datetime
+    tracklet_names: tuple[str, ...]
+    rewritten_files: tuple[str, ...]
+    unreachable_copies: tuple[str, ...]
+    subject_digest: str
+    rewrite_due_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """How many tracklets were erased, or would be: then there is no receipt."""
+
+    tracklet_count: int
+    receipt: Receipt | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRule:
+    """How long tracklets of a camera are kept; `camera_id` is empty for all cameras without a rule of their own."""
+
+    camera_id: str
+    keep: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityChange:
+    """A correction by its number, and in how many tracklets it changed the identity; number 0 of a repeated request."""
+
+    change_id: int
+    tracklet_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change: `action` is the method's name; `tracklet_id` is empty when the gallery itself is meant, and a keyed
+    digest (`hmac:...`) once the tracklet is erased. `detail` is a JSON object, or empty."""
+
+    time: datetime
+    action: str
+    gallery_id: str
+    tracklet_id: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """One page of a listing; `next_page_token` is empty on the last page."""
 
@@ -187,11 +240,45 @@ class Galleries(Protocol):
         self, gallery_id: str, filter: TrackletFilter, page_size: int, page_token: str = ""
     ) -> Page[TrackletRecord]: ...
 
-    def delete_tracklet(self, gallery_id: str, tracklet_id: str, request_id: str = "") -> None: ...
+    def delete_tracklet(self, gallery_id: str, tracklet_id: str, request_id: str = "") -> Receipt | None:
+        """Erases a tracklet; None when the request is a repetition."""
+        ...
+
+    def erase_identity(self, gallery_id: str, identity_id: str, *, force: bool, request_id: str = "") -> Erasure:
+        """Erases all tracklets of an identity in one gallery, or in all ("-"); without `force` only counts them."""
+        ...
 
     def assign_identity(
         self, gallery_id: str, tracklet_id: str, identity_id: str, request_id: str = ""
-    ) -> TrackletRecord: ...
+    ) -> tuple[TrackletRecord, int]:
+        """The tracklet as stored, and the number of this change (0: the request is a repetition)."""
+        ...
+
+    def merge_identities(
+        self, gallery_id: str, identity_id: str, merged: Sequence[str], request_id: str = ""
+    ) -> IdentityChange: ...
+
+    def split_identity(
+        self, gallery_id: str, identity_id: str, tracklet_ids: Sequence[str], new_identity_id: str, request_id: str = ""
+    ) -> IdentityChange: ...
+
+    def undo_identity_change(self, gallery_id: str, change_id: int, request_id: str = "") -> IdentityChange: ...
+
+    def set_retention(self, gallery_id: str, rules: Sequence[RetentionRule]) -> tuple[RetentionRule, ...]: ...
+
+    def get_retention(self, gallery_id: str) -> tuple[RetentionRule, ...]: ...
+
+    def apply_retention(self) -> int:
+        """Erases what is older than its rule allows; how many tracklets."""
+        ...
+
+    def rewrite_if_due(self) -> bool:
+        """Writes the files anew when slack space has held deleted content for long enough; whether it did."""
+        ...
+
+    def list_audit(
+        self, gallery_id: str, tracklet_id: str, identity_id: str, page_size: int, page_token: str = ""
+    ) -> Page[AuditEntry]: ...
 
     def search(self, gallery_id: str, query: SearchQuery) -> tuple[Hit, ...]:
         """The nearest tracklets that pass the filter: exactly min(top_k, how many pass) of them, ties by storing order."""

@@ -69,3 +69,34 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
         gallery_id = names.parse_gallery_name(request.name)
         stats = await self._runtime.reading(self._runtime.loaded.galleries.stats, gallery_id)
         return convert.stats_message(stats)
+
+    async def SetRetention(  # noqa: N802
+        self, request: v1.SetRetentionRequest, context: Context
+    ) -> v1.SetRetentionResponse:
+        gallery_id = names.parse_gallery_name(request.name)
+        rules = convert.retention_rules(request.rules, self._runtime.config.limits)
+        stored = await self._runtime.writing(self._runtime.loaded.galleries.set_retention, gallery_id, rules)
+        self._runtime.loaded.upkeep.hurry()
+        return v1.SetRetentionResponse(rules=[convert.retention_message(rule) for rule in stored])
+
+    async def GetRetention(  # noqa: N802
+        self, request: v1.GetRetentionRequest, context: Context
+    ) -> v1.GetRetentionResponse:
+        gallery_id = names.parse_gallery_name(request.name)
+        rules = await self._runtime.reading(self._runtime.loaded.galleries.get_retention, gallery_id)
+        return v1.GetRetentionResponse(rules=[convert.retention_message(rule) for rule in rules])
+
+    async def ListAuditEntries(  # noqa: N802
+        self, request: v1.ListAuditEntriesRequest, context: Context
+    ) -> v1.ListAuditEntriesResponse:
+        page = await self._runtime.reading(
+            self._runtime.loaded.galleries.list_audit,
+            names.parse_gallery_name(request.parent, field="parent"),
+            request.tracklet_id,
+            request.identity_id,
+            convert.page_size(request.page_size, self._runtime.config.limits),
+            request.page_token,
+        )
+        return v1.ListAuditEntriesResponse(
+            entries=[convert.audit_message(entry) for entry in page.items], next_page_token=page.next_page_token
+        )

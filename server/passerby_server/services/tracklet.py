@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from passerby import names
-from passerby.errors import UnimplementedError
 from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import tracklet_service_pb2 as v1
 from passerby.v1 import tracklet_service_pb2_grpc as v1_grpc
@@ -15,6 +14,8 @@ from passerby_server.bulk import BulkIngest
 from passerby_server.ingest import Ingester
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Runtime, deadline_of
+
+ALL_GALLERIES = "galleries/-"
 
 
 class TrackletService(v1_grpc.TrackletServiceServicer):
@@ -87,29 +88,101 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
     ) -> v1.DeleteTrackletResponse:
         gallery_id, tracklet_id = names.parse_tracklet_name(request.name)
         convert.check_request_id(request.request_id)
-        await self._runtime.writing(
+        receipt = await self._runtime.writing(
             self._runtime.loaded.galleries.delete_tracklet, gallery_id, tracklet_id, request.request_id
         )
-        return v1.DeleteTrackletResponse()
+        return v1.DeleteTrackletResponse(receipt=convert.receipt_message(receipt) if receipt else None)
 
     async def AssignIdentity(  # noqa: N802
         self, request: v1.AssignIdentityRequest, context: Context
     ) -> v1.AssignIdentityResponse:
         gallery_id, tracklet_id = names.parse_tracklet_name(request.name)
-        record = await self._runtime.writing(
+        record, change_id = await self._runtime.writing(
             self._runtime.loaded.galleries.assign_identity,
             gallery_id,
             tracklet_id,
             convert.check_identity_id(request.identity_id),
             convert.check_request_id(request.request_id),
         )
-        return v1.AssignIdentityResponse(tracklet=convert.tracklet_message(record))
+        return v1.AssignIdentityResponse(tracklet=convert.tracklet_message(record), change_id=change_id)
+
+    async def MergeIdentities(  # noqa: N802
+        self, request: v1.MergeIdentitiesRequest, context: Context
+    ) -> v1.MergeIdentitiesResponse:
+        problems = convert.Problems()
+        gallery_id = problems.catch(names.parse_gallery_name, request.parent, field="parent") or ""
+        problems.catch(convert.check_identity_id, request.identity_id)
+        self._check_count(problems, "merged_identity_ids", request.merged_identity_ids)
+        problems.catch(convert.check_request_id, request.request_id)
+        problems.check()
+        change = await self._runtime.writing(
+            self._runtime.loaded.galleries.merge_identities,
+            gallery_id,
+            request.identity_id,
+            list(request.merged_identity_ids),
+            request.request_id,
+        )
+        return v1.MergeIdentitiesResponse(change=convert.change_message(change))
+
+    async def SplitIdentity(  # noqa: N802
+        self, request: v1.SplitIdentityRequest, context: Context
+    ) -> v1.SplitIdentityResponse:
+        problems = convert.Problems()
+        gallery_id = problems.catch(names.parse_gallery_name, request.parent, field="parent") or ""
+        problems.catch(convert.check_identity_id, request.new_identity_id, "new_identity_id")
+        self._check_count(problems, "tracklets", request.tracklets)
+        tracklet_ids = []
+        for index, name in enumerate(request.tracklets):
+            field = f"tracklets[{index}]"
+            parent, tracklet_id = problems.catch(names.parse_tracklet_name, name, field=field) or (gallery_id, "")
+            if parent != gallery_id:
+                problems.add(field, "is in another gallery than `parent`")
+            tracklet_ids.append(tracklet_id)
+        problems.catch(convert.check_request_id, request.request_id)
+        problems.check()
+        change = await self._runtime.writing(
+            self._runtime.loaded.galleries.split_identity,
+            gallery_id,
+            request.identity_id,
+            list(dict.fromkeys(tracklet_ids)),
+            request.new_identity_id,
+            request.request_id,
+        )
+        return v1.SplitIdentityResponse(change=convert.change_message(change))
+
+    async def UndoIdentityChange(  # noqa: N802
+        self, request: v1.UndoIdentityChangeRequest, context: Context
+    ) -> v1.UndoIdentityChangeResponse:
+        change = await self._runtime.writing(
+            self._runtime.loaded.galleries.undo_identity_change,
+            names.parse_gallery_name(request.parent, field="parent"),
+            request.change_id,
+            convert.check_request_id(request.request_id),
+        )
+        return v1.UndoIdentityChangeResponse(change=convert.change_message(change))
 
     async def EraseIdentity(  # noqa: N802
         self, request: v1.EraseIdentityRequest, context: Context
     ) -> v1.EraseIdentityResponse:
-        raise UnimplementedError(
-            "EraseIdentity is not built in this version, because it has to prove what it erased; "
-            "list the identity's tracklets with ListTracklets and delete each with DeleteTracklet",
-            reason="ERASURE_NOT_BUILT",
+        problems = convert.Problems()
+        gallery_id = "-"
+        if request.parent != ALL_GALLERIES:
+            gallery_id = problems.catch(names.parse_gallery_name, request.parent, field="parent") or ""
+        problems.catch(convert.check_request_id, request.request_id)
+        problems.check()
+        erasure = await self._runtime.writing(
+            self._runtime.loaded.galleries.erase_identity,
+            gallery_id,
+            request.identity_id,
+            force=request.force,
+            request_id=request.request_id,
         )
+        return v1.EraseIdentityResponse(
+            tracklet_count=erasure.tracklet_count,
+            receipt=convert.receipt_message(erasure.receipt) if erasure.receipt else None,
+        )
+
+    def _check_count(self, problems: convert.Problems, field: str, values: Sequence[str]) -> None:
+        most = self._runtime.config.limits.max_filter_values
+        if len(values) > most:
+            problems.add(field, f"names {len(values)} values, more than the allowed {most}")

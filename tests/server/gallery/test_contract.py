@@ -219,7 +219,7 @@ def test_every_write_can_be_repeated(gallery):
     put(gallery, "u", [1, 0, 0, 0])
     gallery.assign_identity("g", "t", "p", "r1")
     gallery.assign_identity("g", "t", "q")
-    assert gallery.assign_identity("g", "t", "p", "r1").identity_id == "q"  # not applied a second time
+    assert gallery.assign_identity("g", "t", "p", "r1")[0].identity_id == "q"  # not applied a second time
     gallery.delete_tracklet("g", "t", "r2")
     gallery.delete_tracklet("g", "t", "r2")
     assert gallery.delete_gallery("g", force=True, request_id="r3") == 1
@@ -263,11 +263,11 @@ def test_gallery_with_tracklets_is_deleted_only_by_force(gallery, home):
 
 def test_assigned_identity_counts_at_once(gallery, home):
     put(gallery, "t", [1, 0, 0, 0], identity_id="p")
-    assert gallery.assign_identity("g", "t", "q").identity_id == "q"
+    assert gallery.assign_identity("g", "t", "q")[0].identity_id == "q"
     where = TrackletFilter(identity_ids=frozenset({"q"}))
     for opened in home.now_and_reopened():
         assert ids(opened.search("g", ask([0, 0, 0, 0], filter=where))) == ["t"]
-    assert home.galleries.assign_identity("g", "t", "").identity_id == ""
+    assert home.galleries.assign_identity("g", "t", "")[0].identity_id == ""
 
 
 # Listing

@@ -108,17 +108,25 @@ def test_full_disk_is_said_and_nothing_is_half_stored(opened, folder):
     assert _count(folder, "descriptors") == 2
 
 
+def _audit(galleries, tracklet_id="", identity_id=""):
+    return galleries.list_audit("g", tracklet_id, identity_id, 1000).items
+
+
 def test_every_change_is_audited(opened):
     put(opened, "t", [1, 0, 0, 0])
     opened.assign_identity("g", "t", "somebody")
-    details = json.loads(opened.audit("g")[-1].detail)
-    assert details == {"before": "", "after": "somebody"}
+    details = json.loads(_audit(opened)[-1].detail)
+    assert details == {"before": "", "after": "somebody", "change": 1}
     opened.delete_tracklet("g", "t")
     opened.delete_gallery("g", force=False)
     actions = ["CreateGallery", "IngestTracklet", "AssignIdentity", "DeleteTracklet", "DeleteGallery"]
-    entries = opened.audit("g")
+    entries = _audit(opened)
     assert [entry.action for entry in entries] == actions
-    assert [entry.tracklet_id for entry in entries] == ["", "t", "t", "t", ""]
+    digest = entries[1].tracklet_id
+    assert [entry.tracklet_id for entry in entries] == ["", digest, digest, digest, ""]
+    assert digest.startswith("hmac:")  # deleting forgets its name, and its name still finds what was done
+    assert [entry.action for entry in _audit(opened, tracklet_id="t")] == actions[1:4]
+    assert _audit(opened, tracklet_id="u") == ()
     assert "somebody" not in "".join(entry.detail for entry in entries)  # deleting forgets whom it showed
 
 

@@ -1,0 +1,264 @@
+"""Erasure: by tracklet, by identity, by age. What goes leaves the store, its log, the index and the audit.
+
+In two steps. The transaction that deletes takes the rows (zeros are written over them), their index entries and the
+names in the audit, and marks the store as due to be written anew; the write-ahead log is emptied with it. What moved
+between pages earlier may have left copies in their slack: `Store.rewrite` ends those, at once for an identity, within
+the rewrite delay for single tracklets and for retention, so that many deletions share one rewrite.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from passerby.errors import InvalidArgumentError
+from passerby.names import tracklet_name
+
+from passerby_server.gallery import ledger, rows
+from passerby_server.gallery.home import Home
+from passerby_server.gallery.ledger import Outcome
+from passerby_server.gallery.rows import GalleryRow
+from passerby_server.gallery.types import Erasure, Receipt, RetentionRule
+
+logger = logging.getLogger(__name__)
+
+ALL_GALLERIES = "-"
+RETENTION_BATCH = 500
+"""Tracklets of one transaction of the retention, so that no other write waits long."""
+_AGE = "min(coalesce(end_time, create_time), create_time)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Erased:
+    """What one transaction took: (gallery key, vector id) and the name of each tracklet."""
+
+    ids: tuple[tuple[int, int], ...] = ()
+    names: tuple[str, ...] = ()
+    count: int = 0
+    repeated: bool = False
+
+
+class Erasing(Home):
+    """The part of the embedded gallery that forgets."""
+
+    def delete_tracklet(self, gallery_id: str, tracklet_id: str, request_id: str = "") -> Receipt | None:
+        request = self._request(gallery_id, request_id, "DeleteTracklet", tracklet_id)
+        subject = ledger.pseudonym(self._audit_key, "tracklet", gallery_id, tracklet_id)
+
+        def change(connection: sqlite3.Connection) -> _Erased:
+            gallery = rows.get_gallery(connection, gallery_id)
+            if ledger.find(connection, request) is not None:
+                return _Erased(repeated=True)
+            vector_id = rows.get_vector_id(connection, gallery, tracklet_id)
+            erased = self._forget(connection, gallery, [(vector_id, tracklet_id)])
+            ledger.remember(connection, request, Outcome(deleted_count=1))
+            ledger.record(connection, "DeleteTracklet", gallery_id, subject)
+            return erased
+
+        erased = self._store.write(change, lambda erased: self._follow(erased.ids), scrub=True)
+        return None if erased.repeated else self._receipt(erased, subject, self._erase_files(erased))
+
+    def erase_identity(self, gallery_id: str, identity_id: str, *, force: bool, request_id: str = "") -> Erasure:
+        if not identity_id:
+            raise InvalidArgumentError.of("identity_id", "is required: it names whom to erase")
+        if not force:
+            with self._store.read() as connection:
+                found = [
+                    _of_identity(connection, gallery, identity_id) for gallery in _galleries(connection, gallery_id)
+                ]
+            return Erasure(sum(map(len, found)), None)
+        request = self._request(gallery_id, request_id, "EraseIdentity", identity_id)
+
+        def change(connection: sqlite3.Connection) -> _Erased:
+            galleries = _galleries(connection, gallery_id)
+            if (done := ledger.find(connection, request)) is not None:
+                return _Erased(count=done.deleted_count, repeated=True)
+            parts = [self._forget_identity(connection, gallery, identity_id) for gallery in galleries]
+            erased = _Erased(
+                tuple(one for part in parts for one in part.ids),
+                tuple(name for part in parts for name in part.names),
+                sum(part.count for part in parts),
+            )
+            ledger.remember(connection, request, Outcome(deleted_count=erased.count))
+            return erased
+
+        erased = self._store.write(change, lambda erased: self._follow(erased.ids), scrub=True)
+        # Also for a repetition: the first attempt may have failed at this.
+        rewritten = {*self._erase_files(erased), *(path.name for path in self._store.rewrite())}
+        subject = ledger.pseudonym(self._audit_key, "identity", "", identity_id)
+        return Erasure(erased.count, self._receipt(erased, subject, rewritten))
+
+    def set_retention(self, gallery_id: str, rules: Sequence[RetentionRule]) -> tuple[RetentionRule, ...]:
+        if len({rule.camera_id for rule in rules}) < len(rules):
+            raise InvalidArgumentError.of("rules", "name a camera twice")
+
+        def change(connection: sqlite3.Connection) -> None:
+            gallery = rows.get_gallery(connection, gallery_id)
+            connection.execute("DELETE FROM retention WHERE gallery_key = ?", (gallery.key,))
+            values = [(gallery.key, rule.camera_id, rule.keep // rows.MICROSECOND) for rule in rules]
+            connection.executemany("INSERT INTO retention VALUES (?, ?, ?)", values)
+            said = [f"{rule.camera_id or 'all cameras'}: {rule.keep.total_seconds():g} s" for rule in rules]
+            ledger.record(connection, "SetRetention", gallery_id, rules=said)
+
+        self._store.write(change)
+        return self.get_retention(gallery_id)
+
+    def get_retention(self, gallery_id: str) -> tuple[RetentionRule, ...]:
+        with self._store.read() as connection:
+            return tuple(_rules(connection, rows.get_gallery(connection, gallery_id)))
+
+    def apply_retention(self) -> int:
+        with self._store.read() as connection:
+            ahead = _stored_ahead(connection)
+        if ahead:
+            self._store.write(_correct_the_future)
+        with self._store.read() as connection:
+            galleries = [rows.gallery_from_row(row) for row in connection.execute("SELECT * FROM galleries")]
+            limits = [(gallery, rule) for gallery in galleries for rule in _rules(connection, gallery)]
+        count = 0
+        for gallery, rule in limits:
+            while erased := self._expire(gallery, rule):
+                count += erased
+        return count
+
+    def rewrite_if_due(self) -> bool:
+        now = rows.now()
+        with self._store.read() as connection:
+            row = connection.execute("SELECT value FROM upkeep WHERE name = 'rewrite_due'").fetchone()
+        # One that is further away than the delay was set by a clock that has gone back since.
+        if row is None or now < row[0] <= now + self._rewrite_delay // rows.MICROSECOND:
+            return False
+        self._store.rewrite()
+        return True
+
+    def _expire(self, gallery: GalleryRow, rule: RetentionRule) -> int:
+        """Erases up to RETENTION_BATCH tracklets that `rule` no longer keeps; how many."""
+
+        def change(connection: sqlite3.Connection) -> _Erased:
+            found = _expired(connection, gallery.key, rule)
+            if not found:
+                return _Erased()
+            erased = self._forget(connection, gallery, found)
+            ledger.record(
+                connection,
+                "ApplyRetention",
+                gallery.record.gallery_id,
+                tracklets=len(found),
+                rule=f"{rule.camera_id or 'all cameras'}: {rule.keep.total_seconds():g} s",
+            )
+            return erased
+
+        with self._store.read() as connection:
+            if not _expired(connection, gallery.key, rule, 1):
+                return 0
+        erased = self._store.write(change, lambda erased: self._follow(erased.ids), scrub=True)
+        self._erase_files(erased)
+        return erased.count
+
+    def _forget_identity(self, connection: sqlite3.Connection, gallery: GalleryRow, identity_id: str) -> _Erased:
+        gallery_id = gallery.record.gallery_id
+        erased = self._forget(connection, gallery, _of_identity(connection, gallery, identity_id))
+        ledger.forget_identity(connection, self._audit_key, gallery_id, identity_id)
+        connection.execute(
+            "DELETE FROM change_items WHERE (before = ? OR after = ?) AND change_id IN "
+            "(SELECT change_id FROM changes WHERE gallery_key = ?)",
+            (identity_id, identity_id, gallery.key),
+        )
+        subject = ledger.pseudonym(self._audit_key, "identity", "", identity_id)
+        ledger.record(connection, "EraseIdentity", gallery_id, identity=subject, tracklets=erased.count)
+        self._mark_due(connection)  # also without a tracklet: it was named in the audit, perhaps
+        return erased
+
+    def _forget(self, connection: sqlite3.Connection, gallery: GalleryRow, found: Sequence[tuple[int, str]]) -> _Erased:
+        """Deletes tracklets, (vector id, tracklet id) each, with all that hangs on them."""
+        gallery_id = gallery.record.gallery_id
+        connection.executemany("DELETE FROM tracklets WHERE vector_id = ?", [(vector_id,) for vector_id, _ in found])
+        ledger.forget_tracklets(connection, self._audit_key, gallery_id, [name for _, name in found])
+        self._mark_due(connection)
+        return _Erased(
+            tuple((gallery.key, vector_id) for vector_id, _ in found),
+            tuple(tracklet_name(gallery_id, name) for _, name in found),
+            len(found),
+        )
+
+    def _mark_due(self, connection: sqlite3.Connection) -> None:
+        due = rows.now() + self._rewrite_delay // rows.MICROSECOND
+        connection.execute("INSERT OR IGNORE INTO upkeep VALUES ('rewrite_due', ?)", (due,))
+
+    def _erase_files(self, erased: _Erased) -> list[str]:
+        """Has the indexes' own files rewritten; those and the store's log, relative to the data folder."""
+        folder = self._store.path.parent
+        touched = [self._live[key] for key in {key for key, _ in erased.ids} if key in self._live]
+        paths = [path.relative_to(folder).as_posix() for live in touched for path in live.erased()]
+        return [f"{self._store.path.name}-wal", *paths]
+
+    def _receipt(self, erased: _Erased, subject: str, rewritten: Iterable[str]) -> Receipt:
+        with self._store.read() as connection:
+            due = connection.execute("SELECT value FROM upkeep WHERE name = 'rewrite_due'").fetchone()
+            backups = connection.execute("SELECT time, location FROM backups ORDER BY time").fetchall()
+        return Receipt(
+            erase_time=datetime.now(UTC),
+            tracklet_names=erased.names,
+            rewritten_files=tuple(sorted(rewritten)),
+            unreachable_copies=tuple(
+                f"backup of {rows.from_microseconds(time):%Y-%m-%d %H:%M:%S} UTC in {location}"
+                for time, location in backups
+            ),
+            subject_digest=subject,
+            rewrite_due_time=None if due is None else rows.from_microseconds(due[0]),
+        )
+
+
+def _galleries(connection: sqlite3.Connection, gallery_id: str) -> list[GalleryRow]:
+    if gallery_id != ALL_GALLERIES:
+        return [rows.get_gallery(connection, gallery_id)]
+    return [rows.gallery_from_row(row) for row in connection.execute("SELECT * FROM galleries").fetchall()]
+
+
+def _of_identity(connection: sqlite3.Connection, gallery: GalleryRow, identity_id: str) -> list[tuple[int, str]]:
+    return connection.execute(
+        "SELECT vector_id, tracklet_id FROM tracklets WHERE gallery_key = ? AND identity_id = ?",
+        (gallery.key, identity_id),
+    ).fetchall()
+
+
+def _rules(connection: sqlite3.Connection, gallery: GalleryRow) -> list[RetentionRule]:
+    found = connection.execute(
+        "SELECT camera_id, keep FROM retention WHERE gallery_key = ? ORDER BY camera_id", (gallery.key,)
+    )
+    return [RetentionRule(camera_id, keep * rows.MICROSECOND) for camera_id, keep in found]
+
+
+def _expired(
+    connection: sqlite3.Connection, gallery_key: int, rule: RetentionRule, limit: int = RETENTION_BATCH
+) -> list[tuple[int, str]]:
+    """Tracklets, (vector id, tracklet id) each, that `rule` no longer keeps."""
+    oldest = rows.now() - rule.keep // rows.MICROSECOND
+    if rule.camera_id:
+        which, values = "camera_id = ?", [rule.camera_id]
+    else:
+        which, values = "camera_id NOT IN (SELECT camera_id FROM retention WHERE gallery_key = ?)", [gallery_key]
+    # The rule is read again: it may have been taken back since the sweep began.
+    return connection.execute(
+        f"SELECT vector_id, tracklet_id FROM tracklets WHERE gallery_key = ? AND {which} AND {_AGE} < ? "  # noqa: S608
+        "AND EXISTS (SELECT 1 FROM retention WHERE gallery_key = ? AND camera_id = ? AND keep = ?) LIMIT ?",
+        (gallery_key, *values, oldest, gallery_key, rule.camera_id, rule.keep // rows.MICROSECOND, limit),
+    ).fetchall()
+
+
+def _stored_ahead(connection: sqlite3.Connection) -> bool:
+    """Whether a tracklet under a retention rule was stored later than now: the clock has gone back since."""
+    (latest,) = connection.execute(
+        "SELECT max(create_time) FROM tracklets WHERE gallery_key IN (SELECT gallery_key FROM retention)"
+    ).fetchone()
+    return latest is not None and latest > rows.now()
+
+
+def _correct_the_future(connection: sqlite3.Connection) -> None:
+    """What was stored while the clock was ahead would be kept for too long: it counts as stored now."""
+    now = rows.now()
+    moved = connection.execute("UPDATE tracklets SET create_time = ? WHERE create_time > ?", (now, now)).rowcount
+    logger.warning("the clock has gone back: %d tracklets were stored in its future and count as stored now", moved)

@@ -1,0 +1,56 @@
+"""What the server does by itself, on time: erase what is older than its retention, write files anew after deletions.
+
+One thread, which waits on the monotonic clock: setting the wall clock back delays nothing. Retention itself compares
+stored times with the wall clock, so a clock that goes back never erases early.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from passerby.errors import UnavailableError
+
+from passerby_server.gallery.types import Galleries
+from passerby_server.logs import event
+
+log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """Sweeps the galleries every `seconds`, first at once. A failed sweep is logged and tried again with the next."""
+
+    def __init__(self, galleries: Galleries, seconds: float) -> None:
+        self._galleries = galleries
+        self._seconds = seconds
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="passerby-upkeep", daemon=True)
+        self._thread.start()
+
+    def hurry(self) -> None:
+        """Lets the next sweep begin now."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """Stops after the sweep under way."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._sweep()
+            self._wake.wait(self._seconds)
+            self._wake.clear()
+
+    def _sweep(self) -> None:
+        try:
+            if erased := self._galleries.apply_retention():
+                event(log, logging.INFO, "retention erased tracklets", count=erased)
+            if self._galleries.rewrite_if_due():
+                event(log, logging.INFO, "the files of the galleries were written anew after deletions")
+        except UnavailableError as error:
+            event(log, logging.WARNING, "upkeep is put off to the next sweep", reason=error.reason)
+        except Exception:
+            log.exception("upkeep failed; it is tried again with the next sweep")
