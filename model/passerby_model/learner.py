@@ -29,6 +29,7 @@ from passerby_model.train_config import TrainConfig
 
 # The main process validates alone, and the others wait for it.
 _PATIENCE = timedelta(hours=3)
+_COSAM = "encoder.cosam."
 
 
 def make_accelerator() -> Accelerator:
@@ -196,11 +197,13 @@ class Learner:
     def _make_optimizer(self, taken: Collection[str]) -> torch.optim.Optimizer:
         config = self.config
         named = [(name, p) for name, p in self.plain.named_parameters() if p.requires_grad]
-        old = [p for name, p in named if name in taken]
         new = [p for name, p in named if name not in taken]
+        old = [p for name, p in named if name in taken and not name.startswith(_COSAM)]
+        cosam = [p for name, p in named if name in taken and name.startswith(_COSAM)]
         groups = [
             {"params": old, "factor": 1.0},
-            {"params": new, "factor": config.new_layers_lr_factor if old else 1.0},
+            {"params": cosam, "factor": config.cosam_lr_factor},
+            {"params": new, "factor": config.new_layers_lr_factor if taken else 1.0},
             {"params": list(self.plain_imitation.parameters()) if self.plain_imitation else [], "factor": 1.0},
         ]
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam

@@ -107,6 +107,7 @@ class TrainConfig(_Frozen):
     warmup_iterations: int = Field(0, ge=0)  # linear, from 1 % of the rate
     warmup_epochs: int = Field(0, ge=0)  # instead: 1 % in the first epoch, then more in each one
     new_layers_lr_factor: float = Field(1.0, gt=0)  # rate of what `init`/`pretrained` did not bring, relative to lr
+    cosam_lr_factor: float = Field(1.0, gt=0)  # rate of COSAM that `init` did bring, relative to lr
     gradient_clip: float = Field(0, ge=0)  # largest norm of the gradient; 0 for none
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     margin: float = Field(0.3, ge=0)

@@ -158,6 +158,18 @@ def test_single_small_frames_warm_start_cosam_on_larger_clips(people, tmp_path):
     assert result.finished
 
 
+def test_cosam_from_elsewhere_learns_at_a_rate_of_its_own(people, tmp_path):
+    attentive = ["architecture=test_resnet+cosam5+tp", "snippet_length=2", "optimizer=adamw"]
+    run(config(people, *attentive, "iterations=1"), tmp_path / "a")
+    start = tmp_path / "a" / "final.pt"
+    slow = ["lr=1e-9", "cosam_lr_factor=1e7", "iterations=1", "weight_decay=0"]
+    run(config(people, *attentive, f"init={start}", *slow), tmp_path / "b")
+    before, after = (checkpoint.load(path).state for path in (start, tmp_path / "b" / "final.pt"))
+    moved = {key: float((after[key] - before[key]).abs().max()) for key in before if key.endswith("weight")}
+    assert min(value for key, value in moved.items() if ".cosam.5.attend" in key) > 1e-3
+    assert max(value for key, value in moved.items() if ".layer4." in key) < 1e-7
+
+
 def test_warm_start_from_another_backbone_is_refused(people, tmp_path):
     model = Classifier(TrackletEncoder(Architecture.parse("resnet18+none+tp")), 3)
     with pytest.raises(InvalidArgumentError, match="another architecture"):
