@@ -25,6 +25,7 @@ fingerprint, keeps it from being edited or carried over to another model.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ INPUT_NAME = "snippets"
 DESCRIPTOR_NAME = "descriptor"
 # What systems put into a folder by themselves: nothing that an encoder could name.
 _OF_THE_SYSTEM = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"})
+_AGAIN = "; copy the bundle again from where it is whole, or export it again"
+_VERSION = re.compile(r"\d+(\.\w+)*")
 _NAMED = 5  # unlisted files that a message names
 _RUNTIMES_OF = {"onnx": ["onnxruntime", "openvino"], "openvino": ["openvino"]}
 
@@ -111,6 +114,9 @@ class Bundle:
 def read_manifest(root: Path) -> Manifest:
     """bundle.json of the bundle at `root`, unverified; one of schema version 1 is read as if it were of 2.
 
+    Nothing that version 1 lacks is needed: it is the same bundle with the same fingerprint, and whatever writes its
+    bundle.json anew (`passerby evaluate --calibrate`) writes version 2.
+
     Raises NotFoundError when there is none, FailedPreconditionError when it is of another schema version,
     DataLossError when it cannot be read.
     """
@@ -124,21 +130,16 @@ def read_manifest(root: Path) -> Manifest:
         content = json.loads(path.read_bytes())
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version is None:
-            raise DataLossError(f"{path} is damaged: it has no schema_version", reason="BUNDLE_DAMAGED")
+            raise DataLossError(f"{path} is damaged: it has no schema_version{_AGAIN}", reason="BUNDLE_DAMAGED")
+        _check_version(path, content)
         if version == 1:
             content = _from_version_1(content)
-        elif isinstance(version, int) and version != SCHEMA_VERSION:
-            what = "install the passerby that made it" if version > SCHEMA_VERSION else "run `passerby export` again"
-            raise FailedPreconditionError(
-                f"{path} has schema version {version}, this passerby reads 1 to {SCHEMA_VERSION}: {what}",
-                reason="BUNDLE_SCHEMA_VERSION",
-            )
         return Manifest.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise DataLossError(f"{path} is damaged: {problems}", reason="BUNDLE_DAMAGED") from error
+        raise DataLossError(f"{path} is damaged: {problems}{_AGAIN}", reason="BUNDLE_DAMAGED") from error
     except (ValueError, KeyError, TypeError) as error:  # not JSON, or other JSON
-        raise DataLossError(f"{path} is damaged: {error}", reason="BUNDLE_DAMAGED") from error
+        raise DataLossError(f"{path} is damaged: {error}{_AGAIN}", reason="BUNDLE_DAMAGED") from error
 
 
 def open_bundle(root: str | Path, *, allow_unverified: bool = False) -> Bundle:
@@ -155,18 +156,44 @@ def open_bundle(root: str | Path, *, allow_unverified: bool = False) -> Bundle:
         if Path(name).name != name:
             raise DataLossError(f"{root}: file name {name!r} leads out of the bundle", reason="BUNDLE_DAMAGED")
         if not path.is_file():
-            raise NotFoundError(f"{path} is missing: the bundle is incomplete", reason="BUNDLE_INCOMPLETE")
-        if describe_file(path) != wanted:
-            raise DataLossError(
-                f"{path} differs from its checksum in {MANIFEST_NAME}: it was damaged or changed after export",
-                reason="BUNDLE_DAMAGED",
-            )
+            raise NotFoundError(f"{path} is missing: the bundle is incomplete{_AGAIN}", reason="BUNDLE_INCOMPLETE")
+        _check_file(path, wanted)
     _check_fingerprint(root, manifest)
     _check_unlisted(root, manifest)
     _check_calibration(root, manifest)
     if not allow_unverified:
         _check_parity(root, manifest)
     return Bundle(root, manifest, allow_unverified=allow_unverified)
+
+
+def _check_file(path: Path, wanted: File) -> None:
+    size = path.stat().st_size
+    if size != wanted.size:
+        problem = f"it has {size} bytes instead of {wanted.size}, {'cut short' if size < wanted.size else 'too many'}"
+    elif describe_file(path) != wanted:
+        problem = "it was damaged or changed after export"
+    else:
+        return
+    raise DataLossError(
+        f"{path} differs from its checksum in {MANIFEST_NAME}: {problem}{_AGAIN}", reason="BUNDLE_DAMAGED"
+    )
+
+
+def _check_version(path: Path, content: dict[str, Any]) -> None:
+    """Raises FailedPreconditionError for a schema that is not read here, with the command that helps."""
+    version = content["schema_version"]
+    if not isinstance(version, int) or 1 <= version <= SCHEMA_VERSION:
+        return
+    problem = f"{path} has schema version {version}, this passerby reads 1 to {SCHEMA_VERSION}"
+    tools = content.get("tools")
+    maker = tools.get("passerby") if isinstance(tools, dict) else None
+    if version < 1:
+        advice = f"make it again with `passerby export CHECKPOINT {path.parent} --force`"
+    elif isinstance(maker, str) and _VERSION.fullmatch(maker):
+        advice = f"it was made by passerby {maker}: pip install --upgrade 'passerby>={maker}'"
+    else:
+        advice = "it was made by a newer one: pip install --upgrade passerby"
+    raise FailedPreconditionError(f"{problem}; {advice}", reason="BUNDLE_SCHEMA_VERSION")
 
 
 def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:

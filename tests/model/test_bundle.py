@@ -96,7 +96,12 @@ def test_a_good_bundle_opens(root: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str, str]] = {
     "no folder": (lambda r: r.rename(r.with_name("x")), NotFoundError, "BUNDLE_NOT_FOUND", "bundle wrap"),
     "flipped byte": (lambda r: flip(r / "encoder.bin"), DataLossError, "BUNDLE_DAMAGED", r"encoder\.bin differs"),
-    "cut short": (lambda r: cut(r / "encoder.bin"), DataLossError, "BUNDLE_DAMAGED", r"encoder\.bin differs"),
+    "cut short": (
+        lambda r: cut(r / "encoder.bin"),
+        DataLossError,
+        "BUNDLE_DAMAGED",
+        r"encoder\.bin differs from its checksum in bundle\.json: it has 1099 bytes instead of 1100, cut short; copy the bundle again",
+    ),
     "missing file": (
         lambda r: (r / "encoder.bin").unlink(),
         NotFoundError,
@@ -120,7 +125,25 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str, str
         lambda r: edit(r, lambda c: c.update(schema_version=3)),
         FailedPreconditionError,
         "BUNDLE_SCHEMA_VERSION",
-        "schema version 3, this passerby reads 1 to 2: install the passerby that made it",
+        "schema version 3, this passerby reads 1 to 2; it was made by a newer one: pip install --upgrade passerby$",
+    ),
+    "newer schema of a known version": (
+        lambda r: edit(r, lambda c: c.update(schema_version=3, tools={"passerby": "1.4.2"})),
+        FailedPreconditionError,
+        "BUNDLE_SCHEMA_VERSION",
+        r"made by passerby 1\.4\.2: pip install --upgrade 'passerby>=1\.4\.2'",
+    ),
+    "newer schema of an odd version": (
+        lambda r: edit(r, lambda c: c.update(schema_version=3, tools={"passerby": "1; rm -r /"})),
+        FailedPreconditionError,
+        "BUNDLE_SCHEMA_VERSION",
+        "pip install --upgrade passerby$",
+    ),
+    "older schema than the first": (
+        lambda r: edit(r, lambda c: c.update(schema_version=0)),
+        FailedPreconditionError,
+        "BUNDLE_SCHEMA_VERSION",
+        r"schema version 0, .*`passerby export CHECKPOINT \S+/bundle --force`",
     ),
     "no schema version": (
         lambda r: edit(r, lambda c: c.pop("schema_version")),
