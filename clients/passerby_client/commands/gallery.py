@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 
 class _Gallery(LazyGroup):
-    table: Mapping[str, Entry] = {}
+    table: Mapping[str, Entry] = {
+        "backup": Entry("passerby_server.gallery_cli:backup", "Back up a data folder, beside its server.", "server"),
+        "restore": Entry("passerby_server.gallery_cli:restore", "Verify a backup and restore it.", "server"),
+        "check": Entry("passerby_server.gallery_cli:check", "Compare every checksum of a data folder.", "server"),
+    }
 
 
 app = typer.Typer(

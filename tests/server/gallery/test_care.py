@@ -165,7 +165,7 @@ def test_retention_goes_by_camera_and_by_when_it_was_seen(opened, clock):
         assert count == len(left.get("before", left[day])) - len(left[day])
         left["before"] = left[day]
     everyone = ["ahead", "door", "old", "untimed"]
-    assert left == {0: everyone, 0.5: everyone, 2: everyone[:2] + ["untimed"], 9: ["ahead", "door", "untimed"]} | {
+    assert left == {0: everyone, 0.5: everyone, 2: [*everyone[:2], "untimed"], 9: ["ahead", "door", "untimed"]} | {
         11: ["door"],
         29: ["door"],
         31: [],

@@ -1,0 +1,302 @@
+"""Backups of a data folder: made beside a running server, verified, restored.
+
+A backup is a folder with the database as one file and `backup.json` with its size and sha256. The index is not in it:
+it is built from the store. Everything else is: descriptors, thumbnails, names, the audit and the store's secrets, so a
+backup is to be guarded as the data folder is. The store remembers its backups, for the receipts of later erasures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from passerby.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+
+from passerby_server.gallery import ledger, rows, schema
+from passerby_server.gallery.embedded import open_galleries
+from passerby_server.gallery.store import DATABASE_NAME, FolderLock, translated_errors
+
+MANIFEST_NAME = "backup.json"
+FORMAT = 1
+WAIT = 30.0
+"""Seconds to wait for the running server's write under way."""
+CHUNK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What `backup.json` says: `galleries` gives the tracklets of each."""
+
+    time: datetime
+    schema_version: int
+    size_bytes: int
+    sha256: str
+    galleries: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What `check` found: SQLite's findings, and the names of tracklets whose descriptor or thumbnail is damaged."""
+
+    database: tuple[str, ...]
+    descriptors: tuple[str, ...]
+    thumbnails: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.database or self.descriptors or self.thumbnails)
+
+
+def back_up(data: Path, target: Path) -> Backup:
+    """Copies the store of `data` as it is now into the new folder `target`, also while a server writes to it.
+
+    Raises:
+        NotFoundError: `data` holds no store. AlreadyExistsError: `target` exists.
+        InvalidArgumentError: `target` is inside the data folder, where an erasure would have to reach it.
+        FailedPreconditionError: the store has another schema version (start the server once), or cannot be written.
+        DataLossError: the copy is damaged, since the store is.
+    """
+    target = target.absolute()
+    if target.exists():
+        raise AlreadyExistsError(f"{target} exists already: name a new folder", reason="BACKUP_EXISTS")
+    if target.resolve().is_relative_to(data.resolve()):
+        raise InvalidArgumentError.of("target", f"{target} is inside the data folder: name one outside")
+    partial = target.with_name(f".{target.name}.partial")
+    with _opened(data / DATABASE_NAME) as source:
+        _check_version(source, data)
+        time = rows.now()
+        number = source.execute("INSERT INTO backups (time, location) VALUES (?, ?)", (time, str(target))).lastrowid
+        try:
+            _make_folder(partial)
+            backup = _copy(source, partial, time)
+            partial.rename(target)
+            _sync(target.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            source.execute("DELETE FROM backups WHERE backup_id = ?", (number,))
+            raise
+    return backup
+
+
+def read_backup(folder: Path) -> Backup:
+    """What a backup says of itself. Raises NotFoundError, InvalidArgumentError."""
+    try:
+        said = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        if said["format"] != FORMAT:
+            raise FailedPreconditionError(
+                f"{folder} has backup format {said['format']}, this passerby knows {FORMAT}: use the newer one",
+                reason="BACKUP_TOO_NEW",
+            )
+        return Backup(
+            rows.from_microseconds(said["time"]),
+            said["schema_version"],
+            said["size_bytes"],
+            said["sha256"],
+            said["galleries"],
+        )
+    except OSError as error:
+        raise NotFoundError(f"{folder} is no backup: {MANIFEST_NAME}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidArgumentError(f"{folder / MANIFEST_NAME} is no description of a backup: {error!r}") from error
+
+
+def restore(folder: Path, data: Path, *, force: bool = False) -> int:
+    """Puts a verified backup in place of the store of `data`; how many identities were erased again.
+
+    With `force` an existing store is replaced. Who was erased from it since the backup was made (EraseIdentity) is
+    erased from the restored one too, where the existing store can still be read.
+
+    Raises:
+        NotFoundError, InvalidArgumentError: `folder` is no backup. DataLossError (BACKUP_DAMAGED): it is damaged.
+        AlreadyExistsError (DATA_FOLDER_IN_THE_WAY): `data` holds something, and `force` was not given.
+        FailedPreconditionError: a server uses `data` (DATA_FOLDER_IN_USE), or a newer passerby made the backup.
+    """
+    backup = read_backup(folder)
+    if not force and data.exists() and any(data.iterdir()):
+        raise AlreadyExistsError(
+            f"{data} is not empty: choose another folder, or replace the galleries in it with --force",
+            reason="DATA_FOLDER_IN_THE_WAY",
+        )
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = FolderLock(data)
+    try:
+        fresh = data / f"{DATABASE_NAME}.restoring"
+        _verified_copy(folder / DATABASE_NAME, fresh, backup)
+        erased = _erased_identities(data / DATABASE_NAME, fresh)
+        # The old log first: SQLite would apply it to the new file.
+        for suffix in ("-wal", "-shm", "-journal"):
+            (data / f"{DATABASE_NAME}{suffix}").unlink(missing_ok=True)
+        fresh.replace(data / DATABASE_NAME)
+        _sync(data)
+    finally:
+        lock.release()
+    if erased:
+        with contextlib.closing(open_galleries(data)) as galleries:
+            for gallery_id, identity_id in erased:
+                galleries.erase_identity(gallery_id, identity_id, force=True)
+    return len(erased)
+
+
+def check(data: Path) -> Damage:
+    """Reads all of a store, also beside a running server, and compares every checksum. Raises NotFoundError."""
+    with _opened(data / DATABASE_NAME) as connection:
+        connection.execute("PRAGMA query_only = ON")
+        findings = [row[0] for row in connection.execute("PRAGMA integrity_check(20)")]
+        database = () if findings == ["ok"] else tuple(findings)
+        damaged = [
+            tuple(
+                f"galleries/{gallery_id}/tracklets/{tracklet_id}"
+                for gallery_id, tracklet_id, blob, checksum in connection.execute(
+                    f"SELECT gallery_id, tracklet_id, {column}, checksum FROM tracklets "  # noqa: S608
+                    f"JOIN galleries USING (gallery_key) {join} JOIN {table} USING (vector_id)"
+                )
+                if blob is None or zlib.crc32(blob) != checksum
+            )
+            for table, column, join in (("descriptors", "descriptor", "LEFT"), ("thumbnails", "thumbnail", ""))
+        ]
+    return Damage(database, *damaged)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    if not path.is_file():
+        raise NotFoundError(
+            f"{path.parent} holds no galleries: there is no {path.name} in it", reason="STORE_NOT_FOUND"
+        )
+    with translated_errors():
+        connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
+        try:
+            connection.execute("PRAGMA secure_delete = ON")
+            yield connection
+        finally:
+            connection.close()
+
+
+def _check_version(connection: sqlite3.Connection, where: Path) -> int:
+    """The schema version; raises FailedPreconditionError unless it is a store, and of this version."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application_id != schema.APPLICATION_ID:
+        raise FailedPreconditionError(f"the database in {where} was not made by passerby", reason="NOT_A_STORE")
+    if version != len(schema.MIGRATIONS):
+        raise FailedPreconditionError(
+            f"{where} has schema version {version}, this passerby {len(schema.MIGRATIONS)}: start the server on it once, "
+            "or use the passerby that wrote it",
+            reason="SCHEMA_OTHER",
+        )
+    return int(version)
+
+
+def _copy(source: sqlite3.Connection, folder: Path, time: int) -> Backup:
+    """Fills `folder` from the open store."""
+    path = folder / DATABASE_NAME
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy:
+        # In one step, on one unchanging state: in several, each write of the server would begin it anew.
+        source.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")
+        findings = [row[0] for row in copy.execute("PRAGMA quick_check(3)")]
+        if findings != ["ok"]:
+            raise DataLossError(f"the gallery database is damaged: {'; '.join(findings)}", reason="STORE_DAMAGED")
+        version = _check_version(copy, folder)
+        galleries = dict(
+            copy.execute(
+                "SELECT gallery_id, count(vector_id) FROM galleries LEFT JOIN tracklets USING (gallery_key) "
+                "GROUP BY gallery_id ORDER BY gallery_id"
+            ).fetchall()
+        )
+    size, digest = _hash(path)
+    said: dict[str, Any] = {"format": FORMAT, "time": time, "schema_version": version, "size_bytes": size}
+    said |= {"sha256": digest, "galleries": galleries}
+    (folder / MANIFEST_NAME).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    for name in (DATABASE_NAME, MANIFEST_NAME):
+        _sync(folder / name)
+    _sync(folder)
+    return Backup(rows.from_microseconds(time), version, size, digest, galleries)
+
+
+def _verified_copy(source: Path, target: Path, backup: Backup) -> None:
+    """Copies the database of a backup, and reads both back; removes the copy when anything is wrong with it."""
+    try:
+        _check_hash(source, backup)
+        target.unlink(missing_ok=True)
+        os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        shutil.copyfile(source, target)
+        _sync(target)
+        _check_hash(target, backup)
+        with _opened(target) as connection:
+            _check_version(connection, source.parent)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise FailedPreconditionError(
+            f"{source} cannot be copied to {target.parent}: {error.strerror}", reason="STORE_NOT_WRITABLE"
+        ) from error
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _check_hash(path: Path, backup: Backup) -> None:
+    if _hash(path) != (backup.size_bytes, backup.sha256):
+        raise DataLossError(f"{path} is damaged: it is not what {MANIFEST_NAME} says", reason="BACKUP_DAMAGED")
+
+
+def _erased_identities(old: Path, fresh: Path) -> list[tuple[str, str]]:
+    """Gallery and identity of those in `fresh` that were erased from `old`, where that can be read; not of damaged ones."""
+    if not old.is_file():
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as connection:
+            told = connection.execute("SELECT gallery_id, detail FROM audit WHERE action = 'EraseIdentity'").fetchall()
+            (key,) = connection.execute("SELECT value FROM secrets WHERE name = 'audit'").fetchone()
+    except sqlite3.Error:
+        return []
+    erased = {(gallery_id, json.loads(detail)["identity"]) for gallery_id, detail in told if detail}
+    with _opened(fresh) as connection:
+        named = connection.execute(
+            "SELECT DISTINCT gallery_id, identity_id FROM tracklets JOIN galleries USING (gallery_key) "
+            "WHERE identity_id <> ''"
+        ).fetchall()
+    return [(g, name) for g, name in named if (g, ledger.pseudonym(key, "identity", "", name)) in erased]
+
+
+def _hash(path: Path) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+        folder.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise FailedPreconditionError(
+            f"cannot make {folder.parent}: {error.strerror}", reason="BACKUP_NOT_WRITABLE"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,69 @@
+"""`passerby gallery backup|restore|check`: on the server's machine, with the data folder itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the galleries (`passerby serve --data`).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON for machines.")]
+
+
+def backup(
+    data: Data,
+    target: Annotated[Path, typer.Argument(metavar="BACKUP", help="Folder to make; outside the data folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Back up a data folder, also while a server uses it. Later erasures name the backup in their receipts."""
+    from passerby_server.gallery.backup import back_up
+
+    made = back_up(data, target)
+    if as_json:
+        said = {"time": made.time.isoformat(), "size_bytes": made.size_bytes, "sha256": made.sha256}
+        typer.echo(json.dumps(said | {"galleries": made.galleries}, indent=2))
+        return
+    count = sum(made.galleries.values())
+    typer.echo(f"{len(made.galleries)} galleries, {count:,} tracklets, {made.size_bytes / 2**20:,.1f} MiB in {target}")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="Folder that `passerby gallery backup` made.")],
+    data: Data,
+    force: Annotated[bool, typer.Option("--force", help="Replace the galleries that are in DATA.")] = False,
+) -> None:
+    """Verify a backup and put it into a data folder that no server uses."""
+    from passerby_server.gallery.backup import read_backup, restore
+
+    again = restore(source, data, force=force)
+    galleries = read_backup(source).galleries
+    typer.echo(f"{len(galleries)} galleries, {sum(galleries.values()):,} tracklets restored to {data}")
+    if again:
+        typer.echo(f"{again} identities that had been erased since the backup were erased again")
+
+
+def check(data: Data, as_json: AsJson = False) -> None:
+    """Read all of a data folder and compare every checksum, also while a server uses it."""
+    from passerby.errors import DataLossError
+
+    from passerby_server.gallery.backup import check
+
+    damage = check(data)
+    if as_json:
+        found = {"ok": not damage, "database": damage.database, "descriptors": damage.descriptors}
+        typer.echo(json.dumps(found | {"thumbnails": damage.thumbnails}, indent=2))
+    else:
+        for what, names in (("descriptor", damage.descriptors), ("thumbnail", damage.thumbnails)):
+            for name in names:
+                typer.echo(f"damaged {what}: {name}")
+        for finding in damage.database:
+            typer.echo(f"damaged database: {finding}")
+    if damage:
+        raise DataLossError(
+            f"{data} is damaged: delete damaged tracklets and store them again, or restore a backup",
+            reason="STORE_DAMAGED",
+        )
+    if not as_json:
+        typer.echo("sound")

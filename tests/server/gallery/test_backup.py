@@ -1,0 +1,208 @@
+"""Backups of a store that is written to meanwhile; what is wrong with one is said, and never restored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from passerby.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from passerby_server.gallery.backup import MANIFEST_NAME, back_up, check, read_backup, restore
+from passerby_server.gallery.embedded import open_galleries
+from passerby_server.gallery.store import DATABASE_NAME
+from passerby_server.gallery.types import RetentionRule, TrackletFilter
+
+from tests.server.gallery.filling import SPACE, ask, ids, put, reason
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def opened(folder):
+    galleries = open_galleries(folder)
+    galleries.create_gallery("g", "", SPACE)
+    for number in range(20):
+        put(galleries, f"t{number}", [number, 0, 0, 0], thumbnail=b"jpeg", identity_id=f"p{number % 2}")
+    yield galleries
+    galleries.close()
+
+
+def _listed(galleries):
+    return [item.tracklet_id for item in galleries.list_tracklets("g", TrackletFilter(), 1000).items]
+
+
+def test_a_backup_of_a_busy_store_is_one_moment_of_it(opened, folder, tmp_path):
+    stop = threading.Event()
+    stored = []
+
+    def ingest():
+        while not stop.is_set():
+            number = 100 + len(stored)
+            put(opened, f"t{number}", [number, 0, 0, 0])
+            stored.append(number)
+
+    writer = threading.Thread(target=ingest)
+    writer.start()
+    while len(stored) < 5:
+        pass
+    first = len(stored)
+    backup = back_up(folder, tmp_path / "backup")
+    last = len(stored)
+    stop.set()
+    writer.join()
+    assert read_backup(tmp_path / "backup") == backup
+    assert 20 + first <= backup.galleries["g"] <= 20 + last + 1
+    assert sorted(path.name for path in (tmp_path / "backup").iterdir()) == [MANIFEST_NAME, DATABASE_NAME]
+    assert (tmp_path / "backup").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "backup" / DATABASE_NAME).stat().st_mode & 0o077 == 0
+
+    assert restore(tmp_path / "backup", tmp_path / "restored") == 0
+    again = open_galleries(tmp_path / "restored")
+    assert _listed(again) == _listed(opened)[: backup.galleries["g"]]
+    assert ids(again.search("g", ask([7, 0, 0, 0], 1))) == ["t7"]
+    assert again.get_thumbnail("g", "t7") == b"jpeg"
+    again.close()
+    assert put(opened, "after", [1, 1, 0, 0]).tracklet_id == "after"
+
+
+def test_restoring_refuses_what_would_lose_something(opened, folder, tmp_path):
+    back_up(folder, tmp_path / "backup")
+    with pytest.raises(AlreadyExistsError) as caught:
+        back_up(folder, tmp_path / "backup")
+    assert reason(caught) == "BACKUP_EXISTS"
+    with pytest.raises(InvalidArgumentError):
+        back_up(folder, folder / "backup")
+    with pytest.raises(NotFoundError):
+        back_up(tmp_path / "absent", tmp_path / "other")
+    with pytest.raises(AlreadyExistsError) as caught:
+        restore(tmp_path / "backup", folder)
+    assert reason(caught) == "DATA_FOLDER_IN_THE_WAY"
+    with pytest.raises(FailedPreconditionError) as caught:
+        restore(tmp_path / "backup", folder, force=True)
+    assert reason(caught) == "DATA_FOLDER_IN_USE"
+    assert len(_listed(opened)) == 20
+    with pytest.raises(NotFoundError):
+        restore(tmp_path / "absent", tmp_path / "restored")
+
+
+def _flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "absent", "manifest", "newer", "schema"])
+def test_a_damaged_backup_is_refused_and_leaves_what_is_there(opened, folder, tmp_path, damage):
+    backup = tmp_path / "backup"
+    back_up(folder, backup)
+    opened.close()
+    database, manifest = backup / DATABASE_NAME, backup / MANIFEST_NAME
+    if damage == "bit":
+        _flip(database, database.stat().st_size // 2)
+    elif damage == "cut":
+        database.write_bytes(database.read_bytes()[:-4096])
+    elif damage == "absent":
+        database.unlink()
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:50])
+    else:
+        said = json.loads(manifest.read_text())
+        if damage == "newer":
+            said["format"] += 1
+        else:
+            connection = sqlite3.connect(database)
+            connection.execute("PRAGMA user_version = 99")
+            connection.close()
+            content = database.read_bytes()
+            said |= {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest.write_text(json.dumps(said))
+    with pytest.raises((DataLossError, FailedPreconditionError, InvalidArgumentError)):
+        restore(backup, folder, force=True)
+    assert not list(folder.glob("*.restoring"))
+    again = open_galleries(folder)
+    assert len(_listed(again)) == 20
+    again.close()
+
+
+def test_who_was_erased_since_the_backup_does_not_come_back(opened, folder, tmp_path):
+    opened.set_retention("g", [RetentionRule("c9", timedelta(days=1))])
+    back_up(folder, tmp_path / "backup")
+    erasure = opened.erase_identity("g", "p1", force=True)
+    assert [str(tmp_path / "backup") in one for one in erasure.receipt.unreachable_copies] == [True]
+    opened.delete_tracklet("g", "t0")
+    opened.close()
+    assert restore(tmp_path / "backup", folder, force=True) == 1
+    again = open_galleries(folder)
+    assert _listed(again) == [f"t{number}" for number in range(0, 20, 2)]  # t0 was deleted, its person was not erased
+    assert again.get_retention("g") == (RetentionRule("c9", timedelta(days=1)),)
+    again.close()
+
+
+def test_a_damaged_store_is_replaced(opened, folder, tmp_path):
+    back_up(folder, tmp_path / "backup")
+    opened.close()
+    (folder / DATABASE_NAME).write_bytes(b"no database" * 1000)
+    restore(tmp_path / "backup", folder, force=True)
+    again = open_galleries(folder)
+    assert len(_listed(again)) == 20
+    again.close()
+
+
+def test_check_names_what_is_damaged(opened, folder):
+    assert not check(folder)
+    opened.close()
+    database = folder / DATABASE_NAME
+    content = database.read_bytes()
+    needle = np.array([13, 0, 0, 0], np.float32).tobytes()
+    assert content.count(needle) == 1
+    database.write_bytes(content.replace(needle, np.array([13.5, 0, 0, 0], np.float32).tobytes()))
+    connection = sqlite3.connect(database)
+    connection.execute("UPDATE thumbnails SET thumbnail = ? WHERE vector_id = 3", (b"jpeh",))
+    connection.commit()
+    connection.close()
+    damage = check(folder)
+    assert (damage.database, damage.descriptors) == ((), ("galleries/g/tracklets/t13",))
+    assert damage.thumbnails == ("galleries/g/tracklets/t2",)
+
+
+def test_a_flipped_bit_in_a_thumbnail_spoils_that_thumbnail_alone(opened, folder, caplog):
+    put(opened, "shown", [50, 0, 0, 0], thumbnail=b"<a thumbnail of its own>")
+    opened.close()
+    database = folder / DATABASE_NAME
+    content = database.read_bytes()
+    assert content.count(b"<a thumbnail of its own>") == 1
+    database.write_bytes(content.replace(b"<a thumbnail of its own>", b"<a thumbnail of its owm>"))
+    again = open_galleries(folder)
+    with pytest.raises(DataLossError) as caught:
+        again.get_thumbnail("g", "shown")
+    assert reason(caught) == "THUMBNAIL_DAMAGED"
+    hits = again.search("g", ask([50, 0, 0, 0], 2, include_thumbnails=True))
+    assert [(hit.tracklet.tracklet_id, hit.thumbnail) for hit in hits] == [("shown", b""), ("t19", b"jpeg")]
+    assert "damaged" in caplog.text
+    again.close()
+
+
+def test_commands(opened, folder, tmp_path, run):
+    done = run("gallery", "backup", folder, tmp_path / "backup")
+    assert done.code == 0
+    assert "1 galleries, 20 tracklets" in done.out
+    assert run("gallery", "check", folder).out == "sound\n"
+    done = run("gallery", "restore", tmp_path / "backup", tmp_path / "new")
+    assert "1 galleries, 20 tracklets restored" in done.out
+    assert json.loads(run("gallery", "check", tmp_path / "new", "--json").out)["ok"]
+    done = run("gallery", "restore", tmp_path / "backup", tmp_path / "new")
+    assert done.code == 1
+    assert "--force" in done.err
