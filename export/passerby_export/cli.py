@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .options import one_of
+from .tune_cli import tune_command
+
 if TYPE_CHECKING:
     from passerby_model.bundle import Manifest, Parity
 
@@ -26,6 +29,8 @@ export = typer.Typer(name="export", cls=_CheckpointFirst, rich_markup_mode=None)
 bundle = typer.Typer(
     name="bundle", help="Make, show and check the model bundles that a server runs.", no_args_is_help=True
 )
+
+bundle.command("tune")(tune_command)
 
 _Target = Annotated[Path, typer.Argument(help="Folder of the new bundle.", show_default=False)]
 _Bundle = Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)]
@@ -214,8 +219,8 @@ def verify_command(
 
     report = verify(
         path,
-        _one_of("--backend", backend, get_args(BackendKind)),
-        None if precision is None else _one_of("--precision", precision, get_args(PrecisionKind)),
+        one_of("--backend", backend, get_args(BackendKind)),
+        None if precision is None else one_of("--precision", precision, get_args(PrecisionKind)),
     )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
@@ -223,14 +228,6 @@ def verify_command(
     for row in report.rows:
         typer.echo(row.describe())
     typer.echo(f"{path}: whole, and right on this machine")
-
-
-def _one_of(flag: str, value: str, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        from passerby.errors import InvalidArgumentError
-
-        raise InvalidArgumentError(f"{flag}: {value!r} is none of {', '.join(known)}")
-    return value
 
 
 def _numbers(flag: str, text: str | None, count: int) -> tuple[float, ...] | None:

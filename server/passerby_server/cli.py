@@ -22,6 +22,10 @@ def serve(
         str | None, typer.Option(help="auto, or one that the bundle has: fp32, fp16, w8, bf16, int8. [default: auto]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the encoder; 0 for all cores.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of what is worked out for this machine. [default: passerby in the user's cache]"),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, for example limits.max_frames=500; repeatable.")
@@ -51,6 +55,7 @@ def serve(
         "backend": backend,
         "precision": precision,
         "threads": threads,
+        "cache.folder": cache,
         "allow_unverified": allow_unverified,
         "insecure_listen": insecure_listen,
         "log_level": log_level,

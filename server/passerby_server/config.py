@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 import yaml
 from passerby.errors import InvalidArgumentError, NotFoundError
+from passerby_model.machine import default_cache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ENVIRONMENT_PREFIX = "PASSERBY_"
@@ -106,6 +107,22 @@ class Batching(_Section):
     workers: int = Field(1, ge=1, le=64, description="Batches that compute at the same time, sharing the threads.")
 
 
+class Cache(_Section):
+    """What is worked out on this machine for this machine, and reused at the next start. Nothing of a gallery."""
+
+    folder: Path | None = Field(
+        None,
+        description="Where it is kept; made when missing. Default: `passerby` in the user's cache folder "
+        "($XDG_CACHE_HOME, else ~/.cache).",
+    )
+    tuning: bool = Field(
+        True,
+        description="Take threads, workers and largest batch from `passerby bundle tune`, where it measured this "
+        "encoder on this machine and the configuration does not set them.",
+    )
+    compiled: bool = Field(True, description="Keep the encoder as OpenVINO compiled it, for the next start.")
+
+
 class Upkeep(_Section):
     """What the server does by itself with the galleries."""
 
@@ -149,6 +166,7 @@ class ServerConfig(_Section):
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs.")
     batching: Batching = Batching()
     limits: Limits = Limits()
+    cache: Cache = Cache()
     upkeep: Upkeep = Upkeep()
 
     @model_validator(mode="after")
@@ -187,7 +205,7 @@ def is_loopback(host: str) -> bool:
 def load_config(
     flags: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, file: Path | None = None
 ) -> ServerConfig:
-    """Merges flags > environment > file > defaults.
+    """Merges flags > environment > file > defaults. `cache.folder` has a default only where there is an environment.
 
     Args:
         flags: values by dotted key (`limits.max_frames`); None means not given.
@@ -198,7 +216,8 @@ def load_config(
         NotFoundError: no such file.
         InvalidArgumentError: an unknown key (with the nearest name), or a value that is not allowed.
     """
-    merged: dict[str, Any] = {}
+    folder = default_cache(environment or {})
+    merged: dict[str, Any] = {} if folder is None else {"cache": {"folder": folder}}
     sources = [_from_file(file) if file else {}, _from_environment(environment or {}), _from_flags(flags)]
     for source in sources:
         _merge(merged, source)

@@ -15,10 +15,11 @@ from typing import Any, ParamSpec, TypeVar
 import grpc
 import numpy as np
 from passerby.errors import FailedPreconditionError, UnavailableError
-from passerby_model.backends import Backend, default_max_batch, open_backend
+from passerby_model.backends import Backend
 from passerby_model.backends.cores import usable_cores
 from passerby_model.bundle import Bundle, open_bundle
 
+from passerby_server.backend import open_sized
 from passerby_server.batcher import Batcher, warm_up_sizes
 from passerby_server.config import ServerConfig
 from passerby_server.decode import Decoder
@@ -75,16 +76,9 @@ class Runtime:
         """Opens bundle, encoder and galleries and warms up; raises their errors."""
         config = self.config
         bundle = await asyncio.to_thread(open_bundle, config.bundle, allow_unverified=config.allow_unverified)
-        backend = await asyncio.to_thread(
-            open_backend,
-            bundle,
-            config.backend,
-            threads=config.threads,
-            streams=config.batching.workers,
-            precision=config.precision,
-        )
+        sized = await asyncio.to_thread(open_sized, bundle, config)
+        backend, max_batch = sized.backend, sized.max_batch
         size, manifest = bundle.manifest.input, bundle.manifest
-        max_batch = config.batching.max_snippets or default_max_batch(size.snippet_length)
         await asyncio.to_thread(warm_up, backend, (size.snippet_length, size.height, size.width, 3), max_batch)
         rewrite_delay = timedelta(seconds=config.upkeep.rewrite_seconds)
         galleries = await asyncio.to_thread(open_galleries, config.data, rewrite_delay=rewrite_delay)
@@ -97,7 +91,7 @@ class Runtime:
                 max_batch=max_batch,
                 max_wait=config.batching.max_wait_ms / 1000,
                 max_admitted=config.batching.max_queued_snippets,
-                workers=config.batching.workers,
+                workers=sized.workers,
             )
         )
         encoder = TrackletEncoder(

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from passerby_model import train_config
 from passerby_model.street import StreetConfig, write
-from passerby_server.config import Batching, Limits
+from passerby_server.config import Batching, Cache, Limits
 
 from tests.export.conftest import foreign_onnx
 
@@ -118,8 +118,8 @@ def test_extras_make_targets_and_image_targets_exist() -> None:
 
 
 def test_limits_are_those_of_the_server() -> None:
-    rows = re.findall(r"^\| `(limits|batching)\.(\w+)` \| (\S+) \|", README, re.MULTILINE)
-    sections = {"limits": Limits(), "batching": Batching()}
+    rows = re.findall(r"^\| `(limits|batching|cache)\.(\w+)` \| (\S+) \|", README, re.MULTILINE)
+    sections = {"limits": Limits(), "batching": Batching(), "cache": Cache()}
     assert {f"{section}.{name}": value for section, name, value in rows} == {
         f"{section}.{name}": str(value) for section, values in sections.items() for name, value in values
     }

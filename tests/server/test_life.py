@@ -23,10 +23,10 @@ from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import tracklet_service_pb2 as tracklet_v1
-from passerby_model.backends import open_backend
 from passerby_server import runtime
 from passerby_server.__main__ import main
 from passerby_server.app import SERVICES, Server
+from passerby_server.backend import open_sized
 from passerby_server.config import ServerConfig
 
 from tests.encoders import make_bundle
@@ -69,9 +69,9 @@ def test_while_loading_health_says_so_and_calls_are_unavailable(
 
     def slowly(*args, **kwargs):
         assert gate.wait(30)
-        return open_backend(*args, **kwargs)
+        return open_sized(*args, **kwargs)
 
-    monkeypatch.setattr(runtime, "open_backend", slowly)
+    monkeypatch.setattr(runtime, "open_sized", slowly)
 
     async def life() -> None:
         server = Server(ServerConfig(bundle=bundle, data=tmp_path, address="127.0.0.1:0"))

@@ -6,7 +6,10 @@ Export's parity check and the server open encoders here, so that what was checke
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from passerby.errors import FailedPreconditionError, NotFoundError
 
@@ -30,14 +33,32 @@ __all__ = [
     "EncoderFormat",
     "EncoderSpec",
     "InferencePrecision",
+    "Options",
     "PrecisionKind",
     "default_max_batch",
+    "first_that_opens",
     "open_artefact",
     "open_backend",
     "open_encoder",
 ]
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a runtime is to run an encoder.
+
+    `threads`: CPU threads; 0 for all cores. `streams`: calls that compute at the same time (OpenVINO only; ONNX Runtime
+    takes any number). `inference_precision`: instead of what belongs to the artefact, which is what its parity report
+    proved. `cache`: folder for what is compiled (`passerby_model.machine`); None keeps nothing.
+    """
+
+    threads: int = 0
+    streams: int = 1
+    inference_precision: InferencePrecision | None = None
+    cache: Path | None = None
 
 
 def open_backend(
@@ -55,9 +76,7 @@ def open_backend(
         kind: the runtime; `auto` takes OpenVINO when it is installed and loads the encoder, else ONNX Runtime.
         precision: number format of the artefact; `auto` takes bf16 where the bundle has it and the processor too, else
             the most exact one. int8 is taken by name only, or when there is nothing else.
-        threads: CPU threads; 0 for all cores.
-        streams: calls that compute at the same time (OpenVINO only; ONNX Runtime takes any number).
-        inference_precision: instead of what belongs to the artefact, which is what its parity report proved.
+        threads, streams, inference_precision: see `Options`.
 
     Raises:
         FailedPreconditionError: the bundle has no such artefact (PRECISION_MISSING) or none for the runtime
@@ -66,12 +85,21 @@ def open_backend(
             encoder (BACKEND_LOAD), the graph is not the bundle's (ENCODER_CONTRACT), or the correlation would not be
             computed in float32 (NCC_PRECISION).
     """
-    found = candidates(bundle, kind, precision)
+    options = Options(threads, streams, inference_precision)
+    return first_that_opens(
+        candidates(bundle, kind, precision), lambda artefact, runtime: open_artefact(bundle, artefact, runtime, options)
+    )
+
+
+def first_that_opens(found: Sequence[tuple[Artefact, BackendName]], opener: Callable[[Artefact, BackendName], T]) -> T:
+    """What `opener` makes of the first of `found` that can run here; that others cannot is said in the log.
+
+    Raises:
+        FailedPreconditionError: none can (the error of the last), or one must not: see `open_backend`.
+    """
     for number, (artefact, runtime) in enumerate(found):
         try:
-            return open_artefact(
-                bundle, artefact, runtime, threads=threads, streams=streams, inference_precision=inference_precision
-            )
+            return opener(artefact, runtime)
         except FailedPreconditionError as error:
             # A graph that breaks the contract breaks it everywhere, and a failed proof is nothing to step around.
             if number == len(found) - 1 or error.reason in ("ENCODER_CONTRACT", "BUNDLE_UNVERIFIED"):
@@ -85,10 +113,7 @@ def open_artefact(
     bundle: Bundle,
     artefact: Artefact,
     runtime: BackendName,
-    *,
-    threads: int = 0,
-    streams: int = 1,
-    inference_precision: InferencePrecision | None = None,
+    options: Options = Options(),
 ) -> Backend:
     """Loads that artefact on that runtime, once its parity report says that it may. As `open_backend` otherwise."""
     if problem := artefact.unproven(runtime):
@@ -102,11 +127,10 @@ def open_artefact(
         bundle.root / artefact.file,
         artefact.format,
         runtime,
-        manifest=bundle.manifest,
-        precision=artefact.precision,
-        threads=threads,
-        streams=streams,
-        inference_precision=inference_precision,
+        bundle.manifest,
+        artefact.precision,
+        options,
+        {name: bundle.manifest.files[name].sha256 for name in artefact.files},
     )
 
 
@@ -125,16 +149,16 @@ def open_encoder(
         path: `.onnx`, or the `.xml` of an OpenVINO IR.
         precision: its number format.
     """
-    path = Path(path)
+    path, options = Path(path), Options(threads, inference_precision=inference_precision)
     if kind != "auto":
-        return _open(path, format, kind, None, precision, threads, 1, inference_precision)
+        return _open(path, format, kind, None, precision, options)
     try:
-        return _open(path, format, "openvino", None, precision, threads, 1, inference_precision)
+        return _open(path, format, "openvino", None, precision, options)
     except FailedPreconditionError as error:
         if format == "openvino" or error.reason == "ENCODER_CONTRACT":
             raise
         log.warning("falling back to ONNX Runtime: %s", error.message)
-    return _open(path, format, "onnxruntime", None, precision, threads, 1, inference_precision)
+    return _open(path, format, "onnxruntime", None, precision, options)
 
 
 def _open(
@@ -143,15 +167,14 @@ def _open(
     runtime: BackendName,
     manifest: Manifest | None,
     precision: str,
-    threads: int,
-    streams: int,
-    inference_precision: InferencePrecision | None,
+    options: Options,
+    files: Mapping[str, str] | None = None,
 ) -> Backend:
     if not path.is_file():
         raise NotFoundError(f"{path} is missing", reason="ENCODER_NOT_FOUND")
-    computed_in = inference_precision or ("bf16" if precision == "bf16" else "f32")
+    computed_in = options.inference_precision or ("bf16" if precision == "bf16" else "f32")
     if runtime == "openvino":
-        return _open_openvino(path, manifest, precision, threads, streams, computed_in)
+        return _open_openvino(path, manifest, precision, replace(options, inference_precision=computed_in), files)
     if format == "openvino":
         raise FailedPreconditionError(
             f"{path} is an OpenVINO IR, which ONNX Runtime cannot run: use the OpenVINO backend",
@@ -161,16 +184,15 @@ def _open(
         raise FailedPreconditionError(
             "ONNX Runtime computes in f32 only: use the OpenVINO backend for bf16", reason="BACKEND_FORMAT"
         )
-    return _open_onnxruntime(path, manifest, precision, threads)
+    return _open_onnxruntime(path, manifest, precision, options)
 
 
 def _open_openvino(
     path: Path,
     manifest: Manifest | None,
     precision: str,
-    threads: int,
-    streams: int,
-    inference_precision: InferencePrecision,
+    options: Options,
+    files: Mapping[str, str] | None,
 ) -> Backend:
     try:
         from passerby_model.backends.openvino import OpenVinoBackend
@@ -181,21 +203,23 @@ def _open_openvino(
             path,
             manifest=manifest,
             precision=precision,
-            threads=threads,
-            streams=streams,
-            inference_precision=inference_precision,
+            threads=options.threads,
+            streams=options.streams,
+            inference_precision=options.inference_precision or "f32",
+            cache=options.cache,
+            files=files,
         )
     except RuntimeError as error:
         raise FailedPreconditionError(f"OpenVINO cannot load {path}: {error}", reason="BACKEND_LOAD") from error
 
 
-def _open_onnxruntime(path: Path, manifest: Manifest | None, precision: str, threads: int) -> Backend:
+def _open_onnxruntime(path: Path, manifest: Manifest | None, precision: str, options: Options) -> Backend:
     try:
         from passerby_model.backends.onnxruntime import OnnxRuntimeBackend
     except ImportError as error:
         raise _missing("ONNX Runtime", "onnxruntime", error) from error
     try:
-        return OnnxRuntimeBackend(path, manifest=manifest, precision=precision, threads=threads)
+        return OnnxRuntimeBackend(path, manifest=manifest, precision=precision, threads=options.threads)
     except FailedPreconditionError:
         raise
     except Exception as error:  # ONNX Runtime's errors share no base but Exception

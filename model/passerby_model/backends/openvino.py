@@ -32,6 +32,7 @@ from passerby_model.backends.base import (
     spec_from_graph,
 )
 from passerby_model.backends.cores import usable_cores
+from passerby_model.backends.openvino_cache import compile_cached
 from passerby_model.backends.openvino_package import import_openvino, openvino_core
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
 
@@ -62,6 +63,8 @@ class OpenVinoBackend:
         threads: int = 0,
         streams: int = 1,
         inference_precision: InferencePrecision = "f32",
+        cache: Path | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> None:
         """Loads and compiles `path` (.onnx or .xml).
 
@@ -70,6 +73,8 @@ class OpenVinoBackend:
             threads: CPU threads in all; 0 takes every core that the process may use.
             streams: calls that compute at the same time, each with threads / streams threads.
             inference_precision: number format of what is not quantised.
+            cache: the cache folder, where what is compiled is kept; None compiles each time.
+            files: the encoder's files and their sha256, which say whether what is kept is of this encoder.
 
         Raises:
             FailedPreconditionError: the graph is no passerby encoder, or not the manifest's; or its correlation would
@@ -81,7 +86,12 @@ class OpenVinoBackend:
         spec = _spec(path, model)
         self.spec: EncoderSpec = spec if manifest is None else check_manifest(spec, manifest)
         self.precision = "bf16" if inference_precision == "bf16" and precision == "fp32" else precision
-        compiled = core.compile_model(model, "CPU", _settings(threads, streams, inference_precision))
+        settings = _settings(threads, streams, inference_precision)
+        if cache is None or not files:
+            compiled = core.compile_model(model, "CPU", settings)
+        else:
+            key = {"files": dict(files), "openvino": openvino.__version__}
+            compiled = compile_cached(core, model, settings, cache, key)
         self._masks = {block: f"mask_cosam{block}" for block in self.spec.mask_blocks}
         self._volumes = blocks_of(COST_VOLUME_OUTPUT, [_name(port) for port in model.outputs])
         self._compiled = compiled
