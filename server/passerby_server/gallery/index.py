@@ -42,8 +42,25 @@ class Neighbours:
     distances: NDArray[np.float32]
 
 
+Stored = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]
+"""Reads descriptors from the store: of `ids` (ascending) those that are there, and their descriptors (n, D)."""
+
+
 class Index(Protocol):
-    """What a gallery needs of an index. Methods are safe to call from any thread at once."""
+    """What a gallery needs of an index. Methods are safe to call from any thread at once.
+
+    `stored` reads the descriptors that the index itself does not keep; an exact index asks for none.
+    """
+
+    @property
+    def approximate(self) -> bool:
+        """Whether a search may miss a neighbour."""
+        ...
+
+    @property
+    def worn(self) -> bool:
+        """Whether it should be built anew."""
+        ...
 
     def add(self, ids: NDArray[np.int64], descriptors: NDArray[np.float32]) -> None:
         """Adds descriptors float32 (n, D) under ids int64 (n,), ascending and above all ids ever added."""
@@ -53,11 +70,19 @@ class Index(Protocol):
         """Forgets these ids; those that are not there are passed over."""
         ...
 
-    def search(self, query: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None = None) -> Neighbours:
+    def search(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        allowed: NDArray[np.int64] | None = None,
+        stored: Stored | None = None,
+    ) -> Neighbours:
         """The nearest of those `allowed` (ascending int64; None: of all): exactly min(k, how many are here)."""
         ...
 
-    def take(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def take(
+        self, ids: NDArray[np.int64], stored: Stored | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Those of `ids` (ascending) that are here, and their vectors (n, D): unit vectors for cosine."""
         ...
 
@@ -176,6 +201,14 @@ class ExactIndex:
         with self._lock.reading():
             return self._count()
 
+    @property
+    def approximate(self) -> bool:
+        return False
+
+    @property
+    def worn(self) -> bool:
+        return False
+
     def size_bytes(self) -> int:
         with self._lock.reading():
             return self._count() * (4 * self._dimension + 8)
@@ -199,7 +232,13 @@ class ExactIndex:
                 shard.remove(np.unique(ids))
             self._shards = [shard for shard in self._shards if len(shard.ids)]
 
-    def search(self, query: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None = None) -> Neighbours:
+    def search(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        allowed: NDArray[np.int64] | None = None,
+        stored: Stored | None = None,
+    ) -> Neighbours:
         vector = self._vectors(query[None, :])
         with self._lock.reading():
             found = self._nearest(vector, k + SLACK, allowed)
@@ -208,7 +247,11 @@ class ExactIndex:
                 exact = self._exact(vector, np.sort(self._within(vector, float(exact.distances[k - 1]), allowed)))
         return Neighbours(exact.ids[:k], exact.distances[:k])
 
-    def take(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def take(
+        self,
+        ids: NDArray[np.int64],
+        stored: Stored | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         with self._lock.reading():
             return self._take(ids)
 
@@ -239,7 +282,7 @@ class ExactIndex:
             found = rows[0] >= 0
             return Neighbours(shard.ids[rows[0][found]], self._as_distance(distances[0][found]))
 
-        merged = _merge([part for part in self._over_shards(one) if part is not None])
+        merged = merge([part for part in self._over_shards(one) if part is not None])
         order = np.argsort(merged.distances, kind="stable")[:k]
         return Neighbours(merged.ids[order], merged.distances[order])
 
@@ -259,7 +302,7 @@ class ExactIndex:
             _, distances, rows = shard.flat.range_search(vector, threshold, params=parameters)
             return Neighbours(shard.ids[rows], distances)
 
-        return _merge([part for part in self._over_shards(one) if part is not None]).ids
+        return merge([part for part in self._over_shards(one) if part is not None]).ids
 
     def _over_shards(self, search: Callable[[_Shard], Neighbours | None]) -> list[Neighbours | None]:
         if len(self._shards) < 2:
@@ -312,7 +355,8 @@ def search_pool(threads: int = 0) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="gallery-search")
 
 
-def _merge(parts: list[Neighbours]) -> Neighbours:
+def merge(parts: list[Neighbours]) -> Neighbours:
+    """All of the parts, one after the other."""
     ids = [np.zeros(0, np.int64), *(part.ids for part in parts)]
     distances = [np.zeros(0, np.float32), *(part.distances for part in parts)]
     return Neighbours(np.concatenate(ids), np.concatenate(distances))

@@ -1,17 +1,23 @@
-"""The index of one gallery as the server uses it: follows the store, and is rebuilt from it when in doubt."""
+"""The index of one gallery as the server uses it: follows the store, grows into its kind in the background, and is
+rebuilt from the store when in doubt."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from passerby.errors import PasserbyError
 
-from passerby_server.gallery import rows
+from passerby_server.gallery import building, kinds, rows
+from passerby_server.gallery.descriptors import StoppedError
 from passerby_server.gallery.index import ExactIndex, Index
+from passerby_server.gallery.kinds import EXACT, IndexKind
+from passerby_server.gallery.store import Store
 from passerby_server.gallery.types import ModelSpace
 
 logger = logging.getLogger(__name__)
@@ -25,13 +31,23 @@ class LiveIndex:
 
     A change that fails (out of memory, a fault in FAISS) cannot undo the commit that it follows: the index is then
     `stale`, takes no further changes, and must not be used before `rebuild`.
+
+    `wanted` is the kind asked for; None means by size. A new index is always exact; `improve` builds what is wanted
+    beside it and then puts it in its place.
     """
 
-    def __init__(self, gallery_key: int, space: ModelSpace, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, gallery_key: int, space: ModelSpace, pool: ThreadPoolExecutor, wanted: IndexKind | None = EXACT
+    ) -> None:
         self._gallery_key = gallery_key
         self._space = space
         self._pool = pool
+        self._wanted = wanted
+        self._impossible: IndexKind | None = None
+        self._removed: list[NDArray[np.int64]] | None = None
+        """What was removed while another index is being built; None when none is."""
         self.index: Index = self._empty()
+        self.kind = EXACT
         self.stale = False
 
     def add(self, vector_id: int, descriptor: NDArray[np.float32]) -> None:
@@ -45,23 +61,75 @@ class LiveIndex:
 
     def remove(self, *vector_ids: int) -> None:
         """Follows a committed delete. Never raises."""
+        ids = np.unique(np.array(vector_ids, np.int64))
+        if (removed := self._removed) is not None:
+            removed.append(ids)
         if self.stale:
             return
         try:
-            self.index.remove(np.array(vector_ids, np.int64))
+            self.index.remove(ids)
         except Exception:  # noqa: BLE001 - whatever it was, the commit stands: log it and rebuild
             self._fail()
 
-    def erased(self) -> tuple[Path, ...]:
-        """Sees to it that no file still holds what `remove` took out; the files that were removed or written anew."""
-        return ()  # the index lives in memory alone
+    def erased(self) -> list[Path]:
+        """Takes what was erased out of the files derived from this gallery; which files those were. It keeps none."""
+        return []
 
     def rebuild(self, connection: sqlite3.Connection) -> None:
-        """Fills a fresh index from the store, while no write is under way, and puts it in place."""
+        """Fills a fresh exact index from the store, while no write is under way, and puts it in place."""
         index = self._empty()
         for ids, descriptors in rows.descriptor_batches(connection, self._gallery_key, REBUILD_BATCH):
             index.add(ids, descriptors)
-        self.index = index
+        self._switch(index, EXACT)
+
+    def improve(self, store: Store, stop: threading.Event) -> bool:
+        """Builds the index that is wanted for the present size, if it is another, and switches to it; whether it did.
+
+        Takes long, and is for one background thread: searches and writes go on with the present index, but for the
+        moment of the switch, in which writes wait.
+        """
+        kind = self._next_kind()
+        if kind is None or kind == self._impossible:
+            return False
+        self._removed = []
+        try:
+            index, last = self._build(kind, store, stop)
+            with store.paused():
+                building.follow(index, self._gallery_key, last, store.read, stop)
+                index.remove(np.unique(np.concatenate([np.zeros(0, np.int64), *self._removed])))
+                self._switch(index, kind)
+        except StoppedError:
+            return False
+        except (RuntimeError, MemoryError, PasserbyError):  # FAISS raises RuntimeError
+            logger.exception(
+                "gallery %d stays with its %s index: %s cannot be built", self._gallery_key, self.kind, kind
+            )
+            self._impossible = kind
+            return False
+        finally:
+            self._removed = None
+        logger.info("gallery %d has a new index of kind %s, %d descriptors", self._gallery_key, kind, len(index))
+        return True
+
+    def _next_kind(self) -> IndexKind | None:
+        """The kind to build now; None when the present index does."""
+        rows_here = len(self.index)
+        kind = kinds.choose(rows_here, self.kind) if self._wanted is None else self._wanted
+        if rows_here < kind.training_rows and self.kind != kind:
+            return None
+        return kind if kind != self.kind or self.index.worn else None
+
+    def _build(self, kind: IndexKind, store: Store, stop: threading.Event) -> tuple[Index, int]:
+        """An index of `kind`, and the last vector id in it."""
+        if kind == EXACT:
+            index = self._empty()
+            return index, building.follow(index, self._gallery_key, -1, store.read, stop)
+        built = building.build(kind, self._gallery_key, self._space, store.read, stop)
+        last = int(built.ids()[-1]) if len(built) else -1
+        return built, building.follow(built, self._gallery_key, last, store.read, stop)
+
+    def _switch(self, index: Index, kind: IndexKind) -> None:
+        self.index, self.kind = index, kind
         self.stale = False
 
     def _empty(self) -> Index:

@@ -16,7 +16,8 @@ from passerby.errors import InvalidArgumentError
 from passerby_model.rerank import check_options, shortlist_rerank
 
 from passerby_server.gallery import rows
-from passerby_server.gallery.index import Index
+from passerby_server.gallery.descriptors import stored_in
+from passerby_server.gallery.index import Index, Stored
 from passerby_server.gallery.rows import GalleryRow
 from passerby_server.gallery.types import MAX_SIBLINGS, Hit, SearchQuery, TrackletFilter, TrackletRecord
 
@@ -60,7 +61,7 @@ def run(connection: sqlite3.Connection, gallery: GalleryRow, index: Index, query
         allowed = rows.allowed_ids(connection, gallery, query.filter)
         if not len(allowed):
             return ()
-    ranker = _Ranker(gallery, index, query, allowed, _excluded(connection, gallery, query))
+    ranker = _Ranker(gallery, index, query, allowed, _excluded(connection, gallery, query), stored_in(connection))
     if query.group_by_identity:
         groups = _groups(connection, gallery, ranker, query)
     else:
@@ -78,7 +79,9 @@ class _Ranker:
         query: SearchQuery,
         allowed: NDArray[np.int64] | None,
         excluded: int | None,
+        stored: Stored,
     ) -> None:
+        self._stored = stored
         self._metric = gallery.record.space.metric
         self._index = index
         self._query = query
@@ -108,7 +111,7 @@ class _Ranker:
 
     def _nearest(self, count: int, allowed: NDArray[np.int64] | None) -> list[_Ranked]:
         wanted = count + (self._excluded is not None)  # one more, for the excluded one may be among them
-        found = self._index.search(self._query.descriptor, wanted, allowed)
+        found = self._index.search(self._query.descriptor, wanted, allowed, self._stored)
         if allowed is not None and len(found.ids) < min(wanted, len(allowed)):
             raise StateMovedError
         pairs = zip(found.ids.tolist(), found.distances.tolist(), strict=True)
@@ -121,7 +124,7 @@ class _Ranker:
         if options is None or not nearest:
             return nearest
         ids = np.array([ranked.vector_id for ranked in nearest], np.int64)
-        kept, vectors = self._index.take(np.sort(ids))
+        kept, vectors = self._index.take(np.sort(ids), self._stored)
         if len(kept) < len(ids):
             raise StateMovedError
         vectors = vectors[np.searchsorted(kept, ids)]

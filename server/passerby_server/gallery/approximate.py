@@ -1,0 +1,212 @@
+"""An index that FAISS compresses or searches in part; its candidates are ranked by the stored float32 descriptors.
+
+    query -> FAISS: 2k + 64 candidates among the allowed -> their stored descriptors -> exact distances -> the k nearest
+
+Always min(k, how many are allowed) of them: few allowed ones are all compared; where FAISS gives too few candidates,
+it searches all its lists, and then everything allowed is read from the store. A narrow filter widens the search by
+as much, for an inverted file probes as many allowed descriptors then as without it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from passerby.errors import InternalError
+from passerby_model.metrics import unit_rows
+
+from passerby_server.gallery import kinds
+from passerby_server.gallery.index import EXACT_ROWS, Neighbours, ReadWriteLock, Stored, exact_distances, merge
+from passerby_server.gallery.types import Metric
+
+SCAN_ROWS = 1000
+"""Allowed tracklets up to which all are compared: about 10 ms at 2,048 values, and no recall is lost."""
+MORE_CANDIDATES = 64
+"""Candidates beyond 2 k."""
+MAX_DEAD = 0.05
+"""Share of removed rows that a kind without removal carries along before it is built anew."""
+
+
+class ApproximateIndex:
+    """An `Index` over a trained FAISS index, empty or (with `ids`, ascending) filled.
+
+    Descriptors are normalised for cosine, and compared by inner product. A kind that cannot remove (HNSW) keeps what
+    was removed as dead rows, which are never returned; `worn` says when it should be built anew.
+    """
+
+    def __init__(self, metric: Metric, trained: Any, ids: NDArray[np.int64] | None = None) -> None:
+        self._metric: Metric = metric
+        self._faiss = trained
+        self._ids = np.zeros(0, np.int64) if ids is None else ids
+        self._dead = np.zeros(0, np.int64)
+        self._lock = ReadWriteLock()
+        self._inverted = kinds.inverted_file(trained)
+        self._core = kinds.core(trained)
+        self._graph = self._core.hnsw if hasattr(self._core, "hnsw") else None
+        selects = (faiss.IndexFlat, faiss.IndexScalarQuantizer)
+        self._selects = self._inverted is not None or self._graph is not None or isinstance(self._core, selects)
+        self.effort = self._inverted.nprobe if self._inverted is not None else getattr(self._graph, "efSearch", 0)
+        """Lists probed (inverted file) or candidates followed (graph) by a search without filter."""
+
+    def __len__(self) -> int:
+        with self._lock.reading():
+            return len(self._ids)
+
+    @property
+    def approximate(self) -> bool:
+        return True
+
+    @property
+    def worn(self) -> bool:
+        """Whether dead rows are so many that it should be built anew."""
+        return len(self._dead) > MAX_DEAD * max(len(self._ids), 1)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing of what was removed is left in it."""
+        return not len(self._dead)
+
+    def size_bytes(self) -> int:
+        with self._lock.reading():
+            rows = len(self._ids) + len(self._dead)
+            code = self._core.code_size if hasattr(self._core, "code_size") else 4 * self._core.d
+            links = 8 * self._graph.nb_neighbors(1) if self._graph is not None else 0
+            return int(rows * (code + links + 16))  # its id and ours
+
+    def add(self, ids: NDArray[np.int64], descriptors: NDArray[np.float32]) -> None:
+        vectors = np.ascontiguousarray(self._vectors(descriptors))
+        with self._lock.writing():
+            if len(ids) and len(self._ids) and ids[0] <= self._ids[-1]:
+                raise InternalError("ids must be added in ascending order")
+            self._faiss.add_with_ids(vectors, ids)
+            self._ids = np.concatenate([self._ids, ids])
+
+    def remove(self, ids: NDArray[np.int64]) -> None:
+        with self._lock.writing():
+            here = np.intersect1d(ids, self._ids)
+            if not len(here):
+                return
+            try:
+                self._faiss.remove_ids(here)
+            except RuntimeError:  # FAISS: "remove_ids not implemented for this type of index"
+                self._dead = np.union1d(self._dead, here)
+            self._ids = np.setdiff1d(self._ids, here, assume_unique=True)
+
+    def search(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        allowed: NDArray[np.int64] | None = None,
+        stored: Stored | None = None,
+    ) -> Neighbours:
+        if stored is None:
+            raise InternalError("an approximate index needs the stored descriptors")
+        with self._lock.reading():
+            everyone = self._ids if allowed is None else allowed
+        wanted = min(k, len(everyone))
+        if len(everyone) <= max(SCAN_ROWS, k):
+            return scan(query, everyone, k, stored, self._metric)
+        for widest in (False, True):
+            candidates = self._candidates(query, 2 * k + MORE_CANDIDATES, allowed, widest=widest)
+            found = scan(query, candidates, k, stored, self._metric)
+            if len(found.ids) >= wanted:
+                return found
+        return scan(query, everyone, k, stored, self._metric)
+
+    def take(
+        self, ids: NDArray[np.int64], stored: Stored | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if stored is None:
+            raise InternalError("an approximate index needs the stored descriptors")
+        kept, descriptors = stored(ids)
+        return kept, self._vectors(descriptors)
+
+    def ids(self) -> NDArray[np.int64]:
+        """All ids here, int64 (n,), ascending."""
+        with self._lock.reading():
+            return self._ids
+
+    def dump(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Ids int64 (n,) and FAISS's bytes uint8 (m,), of one moment."""
+        with self._lock.reading():
+            return self._ids, faiss.serialize_index(self._faiss)
+
+    def _vectors(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+        return unit_rows(descriptors) if self._metric == "cosine" else descriptors.astype(np.float32, copy=False)
+
+    def _candidates(
+        self, query: NDArray[np.float32], count: int, allowed: NDArray[np.int64] | None, *, widest: bool
+    ) -> NDArray[np.int64]:
+        """Ids int64 (n <= count,) that FAISS finds near, ascending; `widest` spares no effort."""
+        vector = self._vectors(query[None, :])
+        with self._lock.reading():
+            total = len(self._ids) + len(self._dead)
+            if not total:
+                return np.zeros(0, np.int64)
+            if allowed is None and len(self._dead):
+                allowed = self._ids
+            if allowed is None or self._selects:
+                chosen = self._parameters(total, count, allowed, widest=widest)
+                _, found = self._faiss.search(vector, min(count, total), params=chosen[0] if chosen else None)
+            else:  # without a selector: as many more as the filter will drop
+                more = total if widest else min(total, count * total // max(len(allowed), 1))
+                _, found = self._faiss.search(vector, min(more, 10 * count))
+        ids = np.unique(found[found >= 0]).astype(np.int64)
+        return ids if allowed is None else np.intersect1d(ids, allowed, assume_unique=True)
+
+    def _parameters(
+        self, total: int, count: int, allowed: NDArray[np.int64] | None, *, widest: bool
+    ) -> tuple[Any, ...] | None:
+        """FAISS's search parameters, followed by what they only point to and must outlive the search."""
+        widening = 1.0 if allowed is None else total / max(len(allowed), 1)
+        options: dict[str, Any] = {}
+        kept: tuple[Any, ...] = ()
+        if allowed is not None:
+            mask = np.zeros(int(self._last()) + 1, bool)
+            mask[allowed[: np.searchsorted(allowed, len(mask))]] = True
+            bits = np.packbits(mask, bitorder="little")
+            bitmap: Any = faiss.IDSelectorBitmap
+            options["sel"] = bitmap(bits)
+            kept = (bits, options["sel"])
+        kind: Any = faiss.SearchParameters
+        if self._inverted is not None:
+            kind = faiss.SearchParametersIVF
+            lists = self._inverted.nlist
+            options["nprobe"] = lists if widest else min(lists, round(self.effort * widening))
+        elif self._graph is not None:
+            kind = vars(faiss)["SearchParametersHNSW"]  # missing in FAISS's type stub
+            options["efSearch"] = min(total, round(max(self.effort, 2 * count) * widening * (8 if widest else 1)))
+        elif allowed is None:
+            return None
+        return kind(**options), *kept
+
+    def _last(self) -> int:
+        return max(int(part[-1]) for part in (self._ids, self._dead) if len(part))
+
+
+def scan(
+    query: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    k: int,
+    stored: Stored,
+    metric: Metric,
+    stop: threading.Event | None = None,
+) -> Neighbours:
+    """The k nearest among the stored descriptors of `ids` (ascending), compared exactly; equal distances by id.
+
+    Those that are not stored are passed over. A set `stop` ends it early, with the nearest so far.
+    """
+    vector = unit_rows(query[None, :])[0] if metric == "cosine" else query
+    best = Neighbours(np.zeros(0, np.int64), np.zeros(0, np.float32))
+    for start in range(0, len(ids), EXACT_ROWS):
+        if stop is not None and stop.is_set():
+            break
+        kept, descriptors = stored(ids[start : start + EXACT_ROWS])
+        vectors = unit_rows(descriptors) if metric == "cosine" else descriptors
+        both = merge([best, Neighbours(kept, exact_distances(vector, vectors, metric))])
+        order = np.argsort(both.distances, kind="stable")[:k]  # earlier parts have smaller ids: ties stay by id
+        best = Neighbours(both.ids[order], both.distances[order])
+    return best

@@ -1,0 +1,87 @@
+"""Builds an approximate index from the store, in the background: sample, train, fill, and find how far to search."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+from passerby_model.metrics import unit_rows
+
+from passerby_server.gallery import kinds
+from passerby_server.gallery.approximate import ApproximateIndex
+from passerby_server.gallery.descriptors import BATCH, Reading, StoppedError, batches, gallery_ids, stored_now
+from passerby_server.gallery.index import Index, Stored
+from passerby_server.gallery.kinds import IndexKind
+from passerby_server.gallery.types import ModelSpace
+
+logger = logging.getLogger(__name__)
+
+TARGET_RECALL = 0.995
+"""Share of the 10 nearest that probing part of an inverted file's lists must find, measured when it is built."""
+RECALL_QUERIES = 64
+RECALL_AT = 10
+
+
+def build(
+    kind: IndexKind, gallery_key: int, space: ModelSpace, reading: Reading, stop: threading.Event
+) -> ApproximateIndex:
+    """A filled index of `kind`; what is written meanwhile may be in it or not.
+
+    Raises StoppedError, and RuntimeError when FAISS cannot build such an index of this dimension and metric.
+    """
+    with reading() as connection:
+        ids = gallery_ids(connection, gallery_key)
+    stored = stored_now(reading)
+    chosen = np.random.default_rng(0).permutation(ids)
+    sample = _sample(stored, np.sort(chosen[: kind.training_rows]), space, stop)
+    index = ApproximateIndex(space.metric, kinds.trained(kind, space.metric, sample))
+    del sample
+    for some, descriptors in batches(reading, gallery_key, -1, stop):
+        index.add(some, descriptors)
+    if kind.lists and not kind.parameters:
+        _tune(index, kind, chosen[:RECALL_QUERIES], stored, stop)
+    return index
+
+
+def follow(index: Index, gallery_key: int, after: int, reading: Reading, stop: threading.Event) -> int:
+    """Adds what was stored after vector id `after`; the last vector id."""
+    for some, descriptors in batches(reading, gallery_key, after, stop):
+        index.add(some, descriptors)
+        after = int(some[-1])
+    return after
+
+
+def _sample(stored: Stored, ids: NDArray[np.int64], space: ModelSpace, stop: threading.Event) -> NDArray[np.float32]:
+    parts = [np.zeros((0, space.descriptor_dim), np.float32)]
+    for start in range(0, len(ids), BATCH):
+        if stop.is_set():
+            raise StoppedError
+        _, descriptors = stored(ids[start : start + BATCH])
+        parts.append(unit_rows(descriptors) if space.metric == "cosine" else descriptors)
+    return np.concatenate(parts)
+
+
+def _tune(
+    index: ApproximateIndex, kind: IndexKind, ids: NDArray[np.int64], stored: Stored, stop: threading.Event
+) -> None:
+    """Doubles the lists probed until stored descriptors find their neighbours as well as with all lists."""
+    _, queries = stored(np.sort(ids))
+    index.effort = kind.lists
+    truths = [set(index.search(query, RECALL_AT, None, stored).ids.tolist()) for query in queries]
+    effort, recall = 1, 0.0
+    while effort < kind.lists:
+        if stop.is_set():
+            raise StoppedError
+        index.effort = effort
+        found = [set(index.search(query, RECALL_AT, None, stored).ids.tolist()) for query in queries]
+        expected = sum(map(len, truths))
+        recall = sum(len(a & b) for a, b in zip(found, truths, strict=True)) / max(expected, 1)
+        if recall >= TARGET_RECALL:
+            break
+        effort *= 2
+    index.effort = min(effort, kind.lists)
+    logger.info(
+        "index %s: %d of %d lists are probed, recall@%d %.4f", kind, index.effort, kind.lists, RECALL_AT, recall
+    )

@@ -1,0 +1,130 @@
+"""Kinds of index: what an operator may ask for, and what the size decides where nothing is asked for.
+
+| asked for | is |
+|---|---|
+| `auto` | by size: `exact`, from AUTO_ROWS tracklets on `IVF<lists>,SQ8` with about 4 sqrt(n) lists |
+| `exact` | float32 in memory, every distance computed |
+| `fp16`, `int8` | every code compared, of half or a quarter of the memory (FAISS `SQfp16`, `SQ8`) |
+| anything else | a FAISS factory string, after a semicolon its parameters: `IVF4096,SQ8;nprobe=32` |
+
+All but `exact` only find candidates: the distances that rank them are computed from the stored float32 descriptors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from passerby.errors import InvalidArgumentError
+
+from passerby_server.gallery.types import Metric
+
+AUTO = "auto"
+AUTO_ROWS = 100_000
+"""Tracklets from which `auto` leaves the exact index: 0.8 GB at 2,048 values, some tens of milliseconds a search."""
+POINTS_PER_CENTROID = 40
+"""Descriptors that train one centroid; FAISS warns below 39."""
+TRIAL_DIMENSION = 1024
+"""Width at which a factory string is tried out: most splits divide it."""
+_UNSUPPORTED = re.compile(r"IDMap|Refine|RFlat|IMI|ZnLattice")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexKind:
+    """A FAISS factory string ("" for the exact index) and FAISS's parameters for it ("" for our own choice)."""
+
+    factory: str = ""
+    parameters: str = ""
+
+    def __str__(self) -> str:
+        return ";".join(filter(None, (self.factory, self.parameters))) or "exact"
+
+    @property
+    def lists(self) -> int:
+        """Lists of an inverted file; 0 for other kinds."""
+        found = re.search(r"IVF(\d+)(K?)", self.factory)
+        return int(found[1]) * (1024 if found[2] else 1) if found else 0
+
+    @property
+    def training_rows(self) -> int:
+        """Descriptors without which it is not worth training; until there are as many, the exact index answers."""
+        codebook = 256 if re.search(r"PQ|RQ|LSQ", self.factory) else 0
+        return max(256, POINTS_PER_CENTROID * max(self.lists, codebook)) if self.factory else 0
+
+
+EXACT = IndexKind()
+_NAMED = {"exact": EXACT, "Flat": EXACT, "fp16": IndexKind("SQfp16"), "int8": IndexKind("SQ8")}
+
+
+def parse(text: str) -> IndexKind | None:
+    """The kind that an operator's words mean; None for `auto`. Raises InvalidArgumentError (INDEX_KIND)."""
+    if text == AUTO:
+        return None
+    if text in _NAMED:
+        return _NAMED[text]
+    factory, _, parameters = text.partition(";")
+    kind = IndexKind(factory.strip(), parameters.strip())
+    if _UNSUPPORTED.search(kind.factory):
+        raise InvalidArgumentError(
+            f"index kind {text!r}: leave out IDMap and Refine, which are done here already; IMI and lattices cannot "
+            "be followed by deletes",
+            reason="INDEX_KIND",
+        )
+    try:
+        untrained(kind, TRIAL_DIMENSION, "squared_euclidean")
+    except RuntimeError as error:
+        raise InvalidArgumentError(
+            f"index kind {text!r} is neither auto, exact, fp16, int8 nor a FAISS factory string, with parameters after "
+            f"a semicolon if need be ('IVF4096,SQ8;nprobe=32'): {str(error).splitlines()[-1]}",
+            reason="INDEX_KIND",
+        ) from error
+    return kind
+
+
+def choose(rows: int, current: IndexKind) -> IndexKind:
+    """The automatic choice for a gallery of `rows` tracklets. Leaves `current` only when it no longer fits, so that a
+    gallery about a threshold does not change to and fro: exact again below half of AUTO_ROWS, other lists when
+    4 sqrt(n) is more than twice or less than half of them."""
+    if rows < (AUTO_ROWS if current == EXACT else AUTO_ROWS // 2):
+        return EXACT
+    wanted = 4.0 * math.sqrt(rows)
+    if wanted / 2 <= current.lists <= wanted * 2:
+        return current
+    return IndexKind(f"IVF{2 ** round(math.log2(wanted))},SQ8")
+
+
+def untrained(kind: IndexKind, dimension: int, metric: Metric) -> Any:
+    """A FAISS index that takes ids. Raises RuntimeError for a factory string or parameters that FAISS refuses."""
+    measure = faiss.METRIC_L2 if metric == "squared_euclidean" else faiss.METRIC_INNER_PRODUCT
+    index = faiss.index_factory(dimension, kind.factory, measure)
+    if kind.parameters:
+        space: Any = faiss.ParameterSpace()  # its type stub knows another overload only
+        space.set_index_parameters(index, kind.parameters)
+    # An inverted file keeps ids itself; whatever else numbers its rows, which move up when one is removed.
+    return index if inverted_file(index) is not None else faiss.IndexIDMap(index)
+
+
+def trained(kind: IndexKind, metric: Metric, sample: NDArray[np.float32]) -> Any:
+    """An empty FAISS index that is trained on `sample`, float32 (n, D): unit vectors for cosine."""
+    index = untrained(kind, sample.shape[1], metric)
+    if not index.is_trained:
+        index.train(sample)
+    return index
+
+
+def inverted_file(index: Any) -> Any:
+    """The inverted file in a FAISS index, None where there is none."""
+    return faiss.try_extract_index_ivf(index)
+
+
+def core(index: Any) -> Any:
+    """What holds the codes, behind ids and transformations."""
+    inner = faiss.downcast_index(index)
+    while isinstance(inner, faiss.IndexIDMap | faiss.IndexPreTransform):
+        inner = faiss.downcast_index(inner.index)
+    return inner

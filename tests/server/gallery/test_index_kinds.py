@@ -1,0 +1,293 @@
+"""Compressed and partly searched indexes: candidates from FAISS, ranks from the stored descriptors; growing into a
+kind in the background; all of it against brute force, and with many threads at once."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from passerby.errors import InvalidArgumentError
+from passerby_server.gallery import approximate, building, kinds, live
+from passerby_server.gallery.approximate import ApproximateIndex, scan
+from passerby_server.gallery.embedded import EmbeddedGalleries
+from passerby_server.gallery.kinds import EXACT, IndexKind
+from passerby_server.gallery.types import ModelSpace, NewTracklet, Rerank, TrackletFilter
+
+from tests.server.gallery.brute import Entry, ranking
+from tests.server.gallery.filling import ask, ids
+
+WIDTH = 16
+KINDS = ["fp16", "int8", "IVF8,SQ8", "IVF8,Flat;nprobe=2", "HNSW8", "PCA8,IVF4,SQ8"]
+
+
+def clustered(count: int, seed: int = 0, people: int = 20, width: int = WIDTH):
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((people, width), np.float32)
+    return centres[rng.integers(people, size=count)] + 0.3 * rng.standard_normal((count, width), np.float32)
+
+
+def stored_from(vectors):
+    """What an index reads descriptors from: a dictionary in place of the store."""
+
+    def stored(wanted):
+        kept = [n for n in wanted.tolist() if n in vectors]
+        return np.array(kept, np.int64), np.array([vectors[n] for n in kept], np.float32).reshape(len(kept), -1)
+
+    return stored
+
+
+def filled(text, metric, vectors):
+    kind = kinds.parse(text)
+    assert kind is not None
+    rows = np.array(list(vectors.values()))
+    sample = approximate.unit_rows(rows) if metric == "cosine" else rows
+    index = ApproximateIndex(metric, kinds.trained(kind, metric, sample))
+    index.add(np.array(list(vectors), np.int64), rows)
+    if kind.lists and not kind.parameters:
+        index.effort = kind.lists // 2
+    return index
+
+
+@pytest.fixture
+def no_scan(monkeypatch):
+    """Few allowed descriptors are searched for in the index too, not compared one by one."""
+    monkeypatch.setattr(approximate, "SCAN_ROWS", 5)
+
+
+@pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
+@pytest.mark.parametrize("text", KINDS)
+def test_answers_are_full_exact_in_distance_and_near_in_recall(text, metric, no_scan):
+    vectors = dict(zip(range(3, 1803, 3), clustered(600), strict=True))
+    index, stored = filled(text, metric, vectors), stored_from(vectors)
+    everyone = np.array(list(vectors))
+    hits = expected = 0
+    for number, query in enumerate(clustered(40, seed=1)):
+        allowed = [None, everyone[::2], everyone[::20], everyone[5:7]][number % 4]
+        found = index.search(query, 10, allowed, stored)
+        truth = scan(query, everyone if allowed is None else allowed, 10, stored, metric)
+        assert len(found.ids) == len(truth.ids)
+        assert allowed is None or set(found.ids) <= set(allowed)
+        assert (np.diff(found.distances) >= 0).all()
+        same = scan(query, np.sort(found.ids), 10, stored, metric)  # each with its exact distance
+        np.testing.assert_array_equal(found.ids, same.ids)
+        np.testing.assert_array_equal(found.distances, same.distances)
+        hits, expected = hits + len(set(found.ids) & set(truth.ids)), expected + len(truth.ids)
+    assert hits / expected > (0.9 if "IVF" in text else 0.99)
+
+
+@pytest.mark.parametrize("text", KINDS)
+def test_removed_descriptors_never_come_back(text, no_scan):
+    vectors = dict(enumerate(clustered(400)))
+    index, stored = filled(text, "squared_euclidean", vectors), stored_from(vectors)
+    gone = np.arange(0, 400, 3)
+    index.remove(np.append(gone, 999))  # what was never there is passed over
+    for number in gone[:20].tolist():
+        found = index.search(vectors[number], 25, None, stored)
+        assert len(found.ids) == 25
+        assert not set(found.ids) & set(gone.tolist())
+    assert len(index) == 400 - len(gone)
+    assert index.worn == ("HNSW" in text)
+    index.add(np.array([1000]), clustered(1, seed=9))
+    vectors[1000] = clustered(1, seed=9)[0]
+    assert index.search(vectors[1000], 1, None, stored).ids.tolist() == [1000]
+
+
+def test_equal_distances_come_in_storing_order(no_scan):
+    vectors = dict.fromkeys(range(50), np.ones(WIDTH, np.float32))
+    index = filled("fp16", "squared_euclidean", vectors)
+    found = index.search(np.zeros(WIDTH, np.float32), 10, None, stored_from(vectors))
+    assert found.distances.tolist() == [float(WIDTH)] * 10
+    assert (np.diff(found.ids) > 0).all()
+
+
+def test_what_faiss_does_not_find_is_read_from_the_store(no_scan):
+    vectors = dict(enumerate(clustered(600)))
+    index, stored = filled("IVF8,SQ8", "squared_euclidean", vectors), stored_from(vectors)
+    index.effort = 1
+    assert len(index.search(vectors[0], 590, None, stored).ids) == 590
+
+
+@pytest.mark.parametrize("text", ["", "IVF", "galaxy", "IDMap,SQ8", "IVF16,PQ8,RFlat", "IVF4,SQ8;nprob=2", "SQ3"])
+def test_impossible_kinds_are_refused(text):
+    with pytest.raises(InvalidArgumentError) as caught:
+        kinds.parse(text)
+    assert caught.value.reason == "INDEX_KIND"
+
+
+def test_the_automatic_choice_follows_the_size_and_does_not_waver():
+    assert kinds.parse("auto") is None
+    assert kinds.choose(kinds.AUTO_ROWS - 1, EXACT) == EXACT
+    at_100k = kinds.choose(kinds.AUTO_ROWS, EXACT)
+    assert str(at_100k) == "IVF1024,SQ8"
+    assert kinds.choose(kinds.AUTO_ROWS - 1, at_100k) == at_100k
+    assert kinds.choose(200_000, at_100k) == at_100k
+    assert str(kinds.choose(1_000_000, at_100k)) == "IVF4096,SQ8"
+    assert kinds.choose(kinds.AUTO_ROWS // 2 - 1, at_100k) == EXACT
+    assert at_100k.training_rows <= kinds.AUTO_ROWS
+
+
+# In a gallery
+
+
+@pytest.fixture
+def grown(tmp_path, monkeypatch):
+    """Opens galleries of one kind whose background work is done when the test says so."""
+    monkeypatch.setattr(approximate, "SCAN_ROWS", 5)
+    opened = []
+
+    def open_(kind, metric="squared_euclidean"):
+        galleries = EmbeddedGalleries(tmp_path, threads=2, index=kind, maintained=False)
+        opened.append(galleries)
+        if not galleries.list_galleries(1).items:
+            galleries.create_gallery("g", "", ModelSpace("f", WIDTH, metric))
+        return galleries
+
+    yield open_
+    for galleries in opened:
+        galleries.close()
+
+
+def put_all(galleries, vectors, first=0):
+    entries = []
+    for number, vector in enumerate(vectors, first):
+        tracklet = NewTracklet(f"t{number}", f"c{number % 3}", identity_id=f"p{number % 7}")
+        entries.append(Entry(tracklet, vector))
+        galleries.ingest("g", tracklet, vector, "f", b"")
+    return entries
+
+
+@pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
+@pytest.mark.parametrize("kind", ["int8", "IVF4,SQ8", "HNSW8"])
+def test_a_gallery_grows_into_its_kind_and_answers_as_before(grown, kind, metric):
+    galleries = grown(kind, metric)
+    entries = put_all(galleries, clustered(300))
+    exact = [galleries.search("g", ask(e.descriptor, 5, "f")) for e in entries[:10]]
+    assert str(galleries.index_kind("g")) == "exact"
+    galleries.maintain()
+    assert str(galleries.index_kind("g")) == str(kinds.parse(kind))
+    assert [galleries.search("g", ask(e.descriptor, 5, "f")) for e in entries[:10]] == exact
+    entries += put_all(galleries, clustered(30, seed=2), first=300)
+    for entry in [entries.pop(n) for n in (310, 200, 100, 0)]:
+        galleries.delete_tracklet("g", entry.tracklet.tracklet_id)
+    where = TrackletFilter(exclude_camera_ids=frozenset({"c1"}))
+    for entry in entries[::29]:
+        query = ask(entry.descriptor, 3, "f", filter=where)
+        assert ids(galleries.search("g", query)) == [name for name, _ in ranking(entries, query, metric)[:3]]
+        groups = galleries.search("g", replace(query, group_by_identity=True, rerank=Rerank(5, 2, 0.3, 40)))
+        assert len(groups) == 3
+
+
+def test_too_few_tracklets_stay_exact(grown):
+    galleries = grown("IVF64,SQ8")
+    put_all(galleries, clustered(300))
+    galleries.maintain()
+    assert str(galleries.index_kind("g")) == "exact"
+
+
+def test_a_kind_that_cannot_be_built_leaves_the_exact_index(grown, caplog):
+    galleries = grown("PCA512,SQ8")  # more values than there are
+    entries = put_all(galleries, clustered(300))
+    galleries.maintain()
+    galleries.maintain()
+    assert str(galleries.index_kind("g")) == "exact"
+    assert ids(galleries.search("g", ask(entries[0].descriptor, 1, "f"))) == ["t0"]
+    assert sum("stays with its exact index" in message for message in caplog.messages) == 1
+
+
+def test_the_automatic_choice_is_followed_up_and_down(grown, monkeypatch):
+    monkeypatch.setattr(kinds, "AUTO_ROWS", 350)
+    monkeypatch.setattr(kinds, "POINTS_PER_CENTROID", 4)
+    galleries = grown("auto")
+    entries = put_all(galleries, clustered(360))
+    galleries.maintain()
+    assert str(galleries.index_kind("g")) == "IVF64,SQ8"
+    for entry in entries[:200]:
+        galleries.delete_tracklet("g", entry.tracklet.tracklet_id)
+    galleries.maintain()
+    assert str(galleries.index_kind("g")) == "exact"
+    assert ids(galleries.search("g", ask(entries[300].descriptor, 1, "f"))) == ["t300"]
+
+
+def test_writes_during_a_build_are_in_the_new_index(grown, monkeypatch):
+    galleries = grown("IVF4,SQ8")
+    entries = put_all(galleries, clustered(300))
+    original = building.build
+
+    def build(*arguments):
+        index = original(*arguments)
+        entries.extend(put_all(galleries, clustered(5, seed=7), first=300))
+        for number in (1, 302):
+            galleries.delete_tracklet("g", f"t{number}")
+        return index
+
+    monkeypatch.setattr(live.building, "build", build)
+    galleries.maintain()
+    assert str(galleries.index_kind("g")) == "IVF4,SQ8"
+    assert ids(galleries.search("g", ask(entries[304].descriptor, 1, "f"))) == ["t304"]
+    for number in (1, 302):
+        assert ids(galleries.search("g", ask(entries[number].descriptor, 1, "f"))) != [f"t{number}"]
+    assert galleries.stats("g").tracklet_count == 303
+
+
+class _Mob:
+    """Threads that add, search and delete, each sure of its own tracklets, while indexes are built and switched."""
+
+    def __init__(self, galleries) -> None:
+        self.galleries, self.failures, self.kept = galleries, [], {}
+        self.done = threading.Event()
+
+    def guard(self, work, number):
+        try:
+            work(number, np.random.default_rng(number))
+        except BaseException as error:  # noqa: BLE001 - shown by the test, not by a dying thread
+            self.failures.append(error)
+
+    def write(self, number, rng):
+        for turn in range(12):
+            name, vector = f"w{number}-{turn}", rng.normal(size=WIDTH).astype(np.float32)
+            self.galleries.ingest("g", NewTracklet(name, f"c{turn % 3}", identity_id="w"), vector, "f", b"")
+            where = TrackletFilter(identity_ids=frozenset({"w"}))
+            for query in (ask(vector, 1, "f"), ask(vector, 1, "f", filter=where)):
+                hit = self.galleries.search("g", query)[0]  # what was acknowledged is found
+                assert (hit.tracklet.tracklet_id, hit.distance) == (name, 0.0)
+            if turn % 2:
+                self.galleries.delete_tracklet("g", name)
+                assert ids(self.galleries.search("g", ask(vector, 1, "f"))) != [name]
+            else:
+                self.kept[name] = vector
+
+    def search(self, number, rng):
+        while not self.done.is_set():
+            where = TrackletFilter(camera_ids=frozenset({f"c{number}"}))
+            hits = self.galleries.search("g", ask(rng.normal(size=WIDTH), 10, "f", filter=where))
+            assert len({hit.tracklet.tracklet_id for hit in hits}) == 10
+
+    def rebuild(self, number, rng):
+        while not self.done.is_set():
+            for live_index in list(self.galleries._live.values()):
+                live_index.kind = IndexKind("turned")  # whatever it is, another one is wanted
+            self.galleries.maintain()
+            self.done.wait(0.1)
+
+
+@pytest.mark.parametrize("kind", ["int8", "IVF4,SQ8", "HNSW32"])
+def test_adding_searching_deleting_and_switching_at_once(grown, kind):
+    galleries = grown(kind)
+    put_all(galleries, clustered(300))
+    mob = _Mob(galleries)
+    writers = [threading.Thread(target=mob.guard, args=(mob.write, n)) for n in range(3)]
+    others = [threading.Thread(target=mob.guard, args=(work, n)) for n, work in enumerate([mob.search])]
+    others.append(threading.Thread(target=mob.guard, args=(mob.rebuild, 0)))
+    for thread in (*writers, *others):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    mob.done.set()
+    for thread in others:
+        thread.join()
+    assert mob.failures == []
+    assert galleries.stats("g").tracklet_count == 300 + len(mob.kept)
+    for name, vector in mob.kept.items():
+        assert ids(galleries.search("g", ask(vector, 1, "f"))) == [name]
