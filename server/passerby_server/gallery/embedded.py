@@ -1,7 +1,7 @@
 """The embedded gallery: SQLite as the truth, FAISS beside it. One folder, one process.
 
 Every write is one transaction in the store (the change, its request id, its audit entry), then a change of the
-index; the method returns after both. At open the index is built from the store.
+index; the method returns after both. At open the index comes from its snapshot or is built from the store.
 """
 
 from __future__ import annotations
@@ -100,12 +100,13 @@ class EmbeddedGalleries(Erasing, Correcting, Maintaining):
             self._pool = search_pool(threads)
             undo.callback(self._pool.shutdown)
             self._store.write(ledger.expire)
+            self._prepare_snapshots()
             self._live: dict[int, LiveIndex] = {}
             with self._store.read() as connection:
                 secrets = dict(connection.execute("SELECT name, value FROM secrets").fetchall())
                 self._page_key, self._audit_key = secrets["page_token"], secrets["audit"]
                 for row in connection.execute("SELECT * FROM galleries ORDER BY gallery_key").fetchall():
-                    self._start(rows.gallery_from_row(row)).rebuild(connection)
+                    self._start(rows.gallery_from_row(row)).load(connection)
             self._start_maintenance(in_background=maintained)
             undo.pop_all()
 
@@ -317,8 +318,7 @@ class EmbeddedGalleries(Erasing, Correcting, Maintaining):
             return get(connection, gallery, rows.get_vector_id(connection, gallery, tracklet_id))
 
     def _start(self, gallery: GalleryRow) -> LiveIndex:
-        live = LiveIndex(gallery.key, gallery.record.space, self._pool, self._index_kind)
-        return self._live.setdefault(gallery.key, live)
+        return self._live.setdefault(gallery.key, self._new_live(gallery))
 
     def _publish_gallery(self, gallery: GalleryRow) -> None:
         self._start(gallery)

@@ -29,6 +29,8 @@ AUTO_ROWS = 100_000
 """Tracklets from which `auto` leaves the exact index: 0.8 GB at 2,048 values, some tens of milliseconds a search."""
 POINTS_PER_CENTROID = 40
 """Descriptors that train one centroid; FAISS warns below 39."""
+MIN_TRAINING_ROWS = 256
+"""Descriptors that train whatever has no centroids, such as the range of each value in SQ8."""
 TRIAL_DIMENSION = 1024
 """Width at which a factory string is tried out: most splits divide it."""
 _UNSUPPORTED = re.compile(r"IDMap|Refine|RFlat|IMI|ZnLattice")
@@ -54,7 +56,7 @@ class IndexKind:
     def training_rows(self) -> int:
         """Descriptors without which it is not worth training; until there are as many, the exact index answers."""
         codebook = 256 if re.search(r"PQ|RQ|LSQ", self.factory) else 0
-        return max(256, POINTS_PER_CENTROID * max(self.lists, codebook)) if self.factory else 0
+        return max(MIN_TRAINING_ROWS, POINTS_PER_CENTROID * max(self.lists, codebook)) if self.factory else 0
 
 
 EXACT = IndexKind()

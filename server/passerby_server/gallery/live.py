@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from passerby.errors import PasserbyError
 
 from passerby_server.gallery import building, kinds, rows
+from passerby_server.gallery.approximate import ApproximateIndex
 from passerby_server.gallery.descriptors import StoppedError
 from passerby_server.gallery.index import ExactIndex, Index
 from passerby_server.gallery.kinds import EXACT, IndexKind
+from passerby_server.gallery.shelf import Shelf
 from passerby_server.gallery.store import Store
 from passerby_server.gallery.types import ModelSpace
 
@@ -33,12 +35,18 @@ class LiveIndex:
     `stale`, takes no further changes, and must not be used before `rebuild`.
 
     `wanted` is the kind asked for; None means by size. A new index is always exact; `improve` builds what is wanted
-    beside it and then puts it in its place.
+    beside it and then puts it in its place. `shelf` is where its snapshots lie.
     """
 
     def __init__(
-        self, gallery_key: int, space: ModelSpace, pool: ThreadPoolExecutor, wanted: IndexKind | None = EXACT
+        self,
+        gallery_key: int,
+        space: ModelSpace,
+        pool: ThreadPoolExecutor,
+        wanted: IndexKind | None = EXACT,
+        shelf: Shelf | None = None,
     ) -> None:
+        self._shelf = shelf
         self._gallery_key = gallery_key
         self._space = space
         self._pool = pool
@@ -64,6 +72,8 @@ class LiveIndex:
         ids = np.unique(np.array(vector_ids, np.int64))
         if (removed := self._removed) is not None:
             removed.append(ids)
+        if self._shelf is not None:
+            self._shelf.drop()
         if self.stale:
             return
         try:
@@ -72,8 +82,11 @@ class LiveIndex:
             self._fail()
 
     def erased(self) -> list[Path]:
-        """Takes what was erased out of the files derived from this gallery; which files those were. It keeps none."""
-        return []
+        """Takes what was erased out of the files derived from this gallery; which files those were."""
+        if self._shelf is None:
+            return []
+        self._shelf.drop()
+        return self._shelf.dropped()
 
     def rebuild(self, connection: sqlite3.Connection) -> None:
         """Fills a fresh exact index from the store, while no write is under way, and puts it in place."""
@@ -81,6 +94,27 @@ class LiveIndex:
         for ids, descriptors in rows.descriptor_batches(connection, self._gallery_key, REBUILD_BATCH):
             index.add(ids, descriptors)
         self._switch(index, EXACT)
+
+    def load(self, connection: sqlite3.Connection) -> None:
+        """Takes the index from its snapshot and brings it to the store's state, or builds the exact one from the store.
+
+        A snapshot that does not fit (another model or kind, a store set back to an earlier state) is deleted.
+        """
+        found = None if self._shelf is None else self._shelf.take(connection, self._space, self._wanted)
+        if found is None:
+            self.rebuild(connection)
+            return
+        index, kind = found
+        logger.info(
+            "gallery %d has its %s index from the snapshot, %d descriptors", self._gallery_key, kind, len(index)
+        )
+        self._switch(index, kind)
+
+    def save(self, store: Store, stop: threading.Event) -> None:
+        """Writes a snapshot if one is due. Writes wait while the index is copied in memory, not while it is written."""
+        index = self.index
+        if self._shelf is not None and isinstance(index, ApproximateIndex) and not self.stale:
+            self._shelf.put(index, self.kind, self._space, store, stop)
 
     def improve(self, store: Store, stop: threading.Event) -> bool:
         """Builds the index that is wanted for the present size, if it is another, and switches to it; whether it did.

@@ -1,4 +1,4 @@
-"""What an embedded gallery does in the background for its indexes: build the kind that is wanted, and switch to it.
+"""What an embedded gallery does in the background for its indexes: build the kind that is wanted, switch to it, and keep a snapshot of it.
 
 One thread for all galleries. It is the index's own, apart from the upkeep that erases on time: a build takes minutes.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 from passerby.errors import UnavailableError
@@ -15,6 +18,9 @@ from passerby.errors import UnavailableError
 from passerby_server.gallery import rows
 from passerby_server.gallery.home import Home
 from passerby_server.gallery.kinds import IndexKind
+from passerby_server.gallery.live import LiveIndex
+from passerby_server.gallery.shelf import Shelf
+from passerby_server.gallery.snapshot import path_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +31,9 @@ PERIOD = 2.0
 class Maintaining(Home):
     """The part of the embedded gallery that keeps its indexes in shape."""
 
+    _pool: ThreadPoolExecutor
+    _index_kind: IndexKind | None
+    _snapshot_key: bytes
     _stop: threading.Event
     _maintainer: threading.Thread | None = None
     _round: threading.Lock
@@ -39,6 +48,26 @@ class Maintaining(Home):
         with self._round:
             for live in list(self._live.values()):
                 live.improve(self._store, self._stop)
+                live.save(self._store, self._stop)
+
+    def _new_live(self, gallery: rows.GalleryRow) -> LiveIndex:
+        shelf = Shelf(self._store.path.parent, gallery.key, self._snapshot_key)
+        return LiveIndex(gallery.key, gallery.record.space, self._pool, self._index_kind, shelf)
+
+    def _prepare_snapshots(self) -> None:
+        """Makes the key of the snapshots, if absent, and deletes those of galleries that are gone."""
+
+        def change(connection: sqlite3.Connection) -> tuple[bytes, set[int]]:
+            connection.execute("INSERT OR IGNORE INTO secrets VALUES ('snapshot', ?)", (secrets.token_bytes(32),))
+            (key,) = connection.execute("SELECT value FROM secrets WHERE name = 'snapshot'").fetchone()
+            return key, {found for (found,) in connection.execute("SELECT gallery_key FROM galleries")}
+
+        self._snapshot_key, present = self._store.write(change)
+        folder = self._store.path.parent
+        wanted = {path_of(folder, key) for key in present}
+        for path in folder.glob("index-*.snapshot*"):
+            if path not in wanted:
+                path.unlink(missing_ok=True)
 
     def _start_maintenance(self, *, in_background: bool) -> None:
         self._stop = threading.Event()
