@@ -19,9 +19,8 @@ from typing import Literal
 
 import onnx
 from passerby.errors import FailedPreconditionError, InvalidArgumentError
-from passerby_model.backends import BackendName
 from passerby_model.backends.choice import processor_has_bf16
-from passerby_model.bundle import Artefact, EncoderFormat
+from passerby_model.bundle import Artefact, EncoderFormat, Runtime
 
 from .openvino_ir import read_model, write_ir
 from .quantise import Calibration, OnnxQuantiser, OpenVinoQuantiser, Quantised, groups_of
@@ -29,7 +28,7 @@ from .storage import Storage, store_weights
 
 Precision = Literal["fp32", "fp16", "w8", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "bf16", "int8")  # from exact to coarse
-ONNX_RUNTIMES: tuple[BackendName, ...] = ("onnxruntime", "openvino")
+ONNX_RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,8 @@ def _int8(work: Work) -> list[Artefact]:
         for_onnx = OnnxQuantiser(graph, groups, work.calibration, lambda: for_openvino.worst_first)
         made_onnx = for_onnx.write(onnx_file)
     return [
-        _artefact("int8", "openvino", files, ("openvino",), _record(work.calibration, made)),
-        _artefact("int8", "onnx", (onnx_file,), ("onnxruntime",), _record(work.calibration, made_onnx)),
+        _artefact("int8", "openvino", files, ("openvino",), _record(work.graph, work.calibration, made)),
+        _artefact("int8", "onnx", (onnx_file,), ("onnxruntime",), _record(work.graph, work.calibration, made_onnx)),
     ]
 
 
@@ -133,7 +132,7 @@ def _artefact(
     precision: Precision,
     format: EncoderFormat,
     files: Sequence[Path],
-    runtimes: tuple[BackendName, ...],
+    runtimes: tuple[Runtime, ...],
     quantisation: dict[str, object] | None = None,
 ) -> Artefact:
     return Artefact(
@@ -145,10 +144,11 @@ def _artefact(
     )
 
 
-def _record(calibration: Calibration, made: Quantised) -> dict[str, object]:
+def _record(graph: onnx.ModelProto, calibration: Calibration, made: Quantised) -> dict[str, object]:
+    cosam = ["cosam"] if any("/cosam." in node.name for node in graph.graph.node) else []
     return {
         "calibrated_on": calibration.data,
         "snippets": len(calibration.seen),
-        "kept_in_float32": ["cosam", *made.kept],
+        "kept_in_float32": [*cosam, *made.kept],
         "cosine_on_unseen": round(made.cosine, 6),
     }

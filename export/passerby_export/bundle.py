@@ -49,7 +49,7 @@ def new_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
         ResourceExhaustedError: the disk is full (or over a quota or file size limit).
     """
     check_target(target, force=force)
-    with _clear_errors(target):
+    with clear_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
@@ -145,7 +145,13 @@ def require_file(path: Path, what: str) -> Path:
 
 
 @contextlib.contextmanager
-def _clear_errors(target: Path) -> Iterator[None]:
+def clear_errors(target: Path) -> Iterator[None]:
+    """What goes wrong while `target` is written, in plain words: whoever uses it removes what is half-written.
+
+    Raises:
+        ResourceExhaustedError: no room (DISK_FULL).
+        FailedPreconditionError: anything else that the system has against it (TARGET_NOT_WRITABLE).
+    """
     try:
         yield
     except OSError as error:
@@ -167,12 +173,13 @@ def _put_in_place(folder: Path, target: Path) -> None:
         return
     # A folder cannot be renamed over one with files in it: the old bundle steps aside, and back if that fails.
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(aside / target.name)
     try:
-        folder.rename(target)
-    except OSError:
-        (aside / target.name).rename(target)
-        raise
+        target.rename(aside / target.name)
+        try:
+            folder.rename(target)
+        except BaseException:  # an interrupt, too
+            (aside / target.name).rename(target)
+            raise
     finally:
         _sync(target.parent)
         if target.exists():

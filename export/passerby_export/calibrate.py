@@ -22,6 +22,8 @@ from passerby_model.bundle import (
 )
 from passerby_model.openset import OpenSetResult
 
+from .bundle import clear_errors
+
 CALIBRATION_RATES = (1e-6, 1e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 """False-match rates that are looked at; those that the data cannot support are left out."""
 
@@ -76,6 +78,7 @@ def write_calibration(root: Path, calibration: Calibration) -> Manifest:
 
     Raises:
         FailedPreconditionError: the calibration is in another metric, or the bundle cannot be written.
+        ResourceExhaustedError: the disk is full.
         DataLossError, NotFoundError: the bundle is not whole.
     """
     manifest = open_bundle(root, allow_unverified=True).manifest
@@ -120,7 +123,7 @@ def _replace(path: Path, content: bytes) -> None:
     """Write `path` anew: a reader sees the old content or the new one. The partial file lies beside the bundle, for
     a bundle with a file that bundle.json does not list is refused."""
     folder = path.parent.resolve()
-    try:
+    with clear_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
         partial = Path(name)
         try:
@@ -130,6 +133,13 @@ def _replace(path: Path, content: bytes) -> None:
                 os.fsync(stream.fileno())
             partial.chmod(path.stat().st_mode & 0o777)  # mkstemp makes it private; the server may be another user
             partial.replace(folder / path.name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            raise FailedPreconditionError(
+                f"{path} cannot be written: the bundle is a mount of its own: calibrate a copy",
+                reason="TARGET_NOT_WRITABLE",
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
         entry = os.open(folder, os.O_RDONLY)
@@ -137,8 +147,3 @@ def _replace(path: Path, content: bytes) -> None:
             os.fsync(entry)
         finally:
             os.close(entry)
-    except OSError as error:
-        hint = "; the bundle is a mount of its own: calibrate a copy" if error.errno == errno.EXDEV else ""
-        raise FailedPreconditionError(
-            f"{path} cannot be written: {error.strerror or error}{hint}", reason="TARGET_NOT_WRITABLE"
-        ) from error

@@ -196,6 +196,24 @@ def show_command(path: _Bundle, as_json: _AsJson = False) -> None:
         typer.echo("  " + json.dumps(manifest.training, indent=2).replace("\n", "\n  "))
 
 
+@bundle.command("diff")
+def diff_command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a bundle.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of another one.", show_default=False)],
+    as_json: _AsJson = False,
+) -> None:
+    """What changed from bundle A to bundle B, weights to metrics. The exit status is 0 whether they differ or not."""
+    from .bundle_diff import diff
+
+    found = diff(a, b)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    from .bundle_diff_view import print_diff
+
+    print_diff(found)
+
+
 @bundle.command("verify")
 def verify_command(
     path: _Bundle,

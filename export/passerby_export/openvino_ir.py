@@ -15,6 +15,8 @@ from passerby.errors import FailedPreconditionError
 from passerby_model.backends.base import NCC_SCOPE
 from passerby_model.backends.openvino_package import import_openvino, openvino_core
 
+_PROBE = 1 << 20  # bytes
+
 
 def openvino() -> Any:
     """The package. Raises FailedPreconditionError when it is not installed."""
@@ -32,13 +34,28 @@ def read_model(path: Path) -> Any:
     return openvino_core().read_model(path)
 
 
-def write_ir(model: Any, path: Path) -> tuple[Path, Path]:
-    """Write `model` to `path` (.xml) and its weights beside it, the correlation marked to stay in float32.
+def save_ir(model: Any, path: Path) -> tuple[Path, Path]:
+    """Write `model` to `path` (.xml) and its weights beside it; returns the two files.
 
-    Returns:
-        The two files. They are the same for the same model.
+    Raises:
+        OSError: the disk is full (or over a quota or file size limit).
+        RuntimeError: OpenVINO cannot write it for another reason.
     """
-    openvino().save_model(model, path, compress_to_fp16=False)
+    files = path, path.with_suffix(".bin")
+    try:
+        openvino().save_model(model, path, compress_to_fp16=False)
+    except RuntimeError:
+        # A full disk is an "iostream error" to OpenVINO. Writing on where it stopped tells by name.
+        for file in files:
+            with file.open("ab") as stream:
+                stream.write(bytes(_PROBE))
+        raise
+    return files
+
+
+def write_ir(model: Any, path: Path) -> tuple[Path, Path]:
+    """`save_ir`, with the correlation marked to stay in float32. The files are the same for the same model."""
+    files = save_ir(model, path)
     tree = ET.parse(path)  # noqa: S314  # written by OpenVINO just now
     for layer in tree.getroot().iter("layer"):
         if NCC_SCOPE in layer.get("name", ""):
@@ -48,4 +65,4 @@ def write_ir(model: Any, path: Path) -> tuple[Path, Path]:
                 layer.insert(0, info)
             ET.SubElement(info, "attribute", name="DisablePrecisionConversion", version="0", value="dynamic:dynamic")
     tree.write(path, encoding="utf-8", xml_declaration=True)
-    return path, path.with_suffix(".bin")
+    return files

@@ -101,7 +101,9 @@ def make_samples(input: Input, tracklets: Tracklets | None = None) -> dict[str, 
     count = max(all_batches(input))
     samples: dict[str, NDArray[np.uint8]] = {}
     if tracklets is not None:
-        samples[tracklets.name] = tracklets.snippets[:: max(1, len(tracklets.snippets) // count)][:count]
+        # Under a name of its own, for `write_reference` keeps what is called like made-up frames.
+        name = f"data set {tracklets.name}" if tracklets.name in (DRAWN, *SYNTHETIC) else tracklets.name
+        samples[name] = tracklets.snippets[:: max(1, len(tracklets.snippets) // count)][:count]
     if (drawn := drawn_snippets(count, input)) is not None:
         samples[DRAWN] = drawn
     return samples | {kind: sample_snippets(count, input, kind) for kind in SYNTHETIC}
@@ -128,7 +130,8 @@ def prove(folder: Path, artefact: Artefact, proof: Proof, limits: Limits | None 
         limits: by default those of its precision.
 
     Raises:
-        FailedPreconditionError: a runtime cannot load or run the encoder, at any of the batch sizes.
+        FailedPreconditionError: a runtime cannot load the encoder, or it gives other outputs than the network.
+        InternalError: a runtime fails at one of the batch sizes.
     """
     limits = limits or LIMITS[artefact.precision]
     batches = all_batches(proof.input)

@@ -6,6 +6,8 @@ Tracklets of real people are never among them.
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from .samples import DRAWN, SYNTHETIC
 NAME = "reference.npz"
 KEPT = 4
 """Snippets of each kind: enough that batches mix them, and small beside the encoder."""
+# No file, no archive, a damaged one, a single array, or other arrays.
+_NOT_OURS = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 _MASKS = re.compile(r"(?P<frames>\w+)/mask(?P<block>\d+)")
 
 
@@ -39,9 +43,11 @@ def write_reference(folder: Path, trials: Iterable[Trial]) -> str:
 def read_reference(path: Path) -> list[Trial]:
     """What `write_reference` wrote. Raises DataLossError when the file is something else."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         kinds = [name.removesuffix("/snippets") for name in arrays if name.endswith("/snippets")]
+        if not kinds:
+            raise ValueError("it holds no snippets")  # which would prove anything
         found = [(name, match) for name in arrays if (match := _MASKS.fullmatch(name))]
         return [
             Trial(
@@ -54,5 +60,5 @@ def read_reference(path: Path) -> list[Trial]:
             )
             for kind in kinds
         ]
-    except (OSError, ValueError, KeyError) as error:
+    except _NOT_OURS as error:
         raise DataLossError(f"{path} is no reference: {error}", reason="BUNDLE_DAMAGED") from error

@@ -122,12 +122,14 @@ def read_tracklets(path: Path, input: Input, identities: Collection[str] | None 
     Raises:
         NotFoundError, InvalidArgumentError: no data set there, or a frame that cannot be read; the message names it.
     """
-    found = datasets.read(path, identities=identities).people()
+    found = datasets.read(path, identities=identities).people().tracklets
+    if not found:
+        raise InvalidArgumentError(f"{path}: nobody in it can be told from others: only junk and distractors")
     names = sorted({tracklet.identity for tracklet in found})
     numbers = {name: number for number, name in enumerate(names)}
     cameras = {name: number for number, name in enumerate(sorted({tracklet.camera for tracklet in found}))}
     chosen: list[datasets.Tracklet] = []
-    for _, theirs in itertools.groupby(sorted(found, key=lambda t: t.key), key=lambda t: t.identity):
+    for _, theirs in itertools.groupby(sorted(found, key=lambda t: (t.identity, t.key)), key=lambda t: t.identity):
         chosen += theirs
         if len(chosen) >= MOST_TRACKLETS:
             break

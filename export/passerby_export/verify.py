@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from passerby.errors import FailedPreconditionError
-from passerby_model.backends import Backend, BackendKind, PrecisionKind, open_artefact
+from passerby_model.backends import Backend, BackendKind, BackendName, PrecisionKind, open_artefact
 from passerby_model.backends.choice import candidates, processor_has_bf16
 from passerby_model.bundle import Artefact, Bundle, Parity, ParityRow, open_bundle
 
@@ -15,7 +15,7 @@ from .reference import read_reference
 
 log = logging.getLogger(__name__)
 
-_ABSENT = ("BACKEND_MISSING", "BACKEND_LOAD", "NCC_PRECISION")
+ABSENT = ("BACKEND_MISSING", "BACKEND_LOAD", "NCC_PRECISION")
 """Why an artefact cannot run here, which is no fault of the bundle."""
 
 
@@ -54,7 +54,14 @@ def verify(path: Path, backend: BackendKind = "auto", precision: PrecisionKind |
 
 def _limits(bundle: Bundle, artefact: Artefact) -> Limits:
     # A wrapped model has the weights of its original whatever they are stored in.
-    return LIMITS["fp32" if bundle.manifest.architecture.startswith("wrapped:") else artefact.precision]
+    precision = "fp32" if bundle.manifest.architecture.startswith("wrapped:") else artefact.precision
+    if precision not in LIMITS:
+        raise FailedPreconditionError(
+            f"{bundle.root / artefact.file} is of precision {precision!r}, which this passerby has no limits for: "
+            f"it knows {', '.join(LIMITS)}",
+            reason="PRECISION_MISSING",
+        )
+    return LIMITS[precision]
 
 
 def _trials(bundle: Bundle, first: Backend) -> tuple[str, list[Trial]]:
@@ -67,26 +74,30 @@ def _trials(bundle: Bundle, first: Backend) -> tuple[str, list[Trial]]:
 
 
 def _load(bundle: Bundle, backend: BackendKind, precision: PrecisionKind | None) -> list[tuple[Artefact, Backend]]:
-    if backend != "auto" or precision is not None:
-        wanted = candidates(bundle, backend, precision or "auto")[:1]
-    else:
-        wanted = [
-            (artefact, runtime)
-            for artefact in bundle.manifest.artefacts
-            for runtime in sorted(artefact.runtimes, reverse=True)  # OpenVINO first, as the server has it
-            if artefact.precision != "bf16" or processor_has_bf16()
-        ]
+    """What is asked for: what the server would run, or all that this machine can."""
+    as_server = backend != "auto" or precision is not None
     loaded, problems = [], []
-    for artefact, runtime in wanted:
+    for artefact, runtime in candidates(bundle, backend, precision or "auto") if as_server else _all(bundle):
         try:
             loaded.append((artefact, open_artefact(bundle, artefact, runtime)))
         except FailedPreconditionError as error:
-            if error.reason not in _ABSENT:
+            if error.reason not in ABSENT:
                 raise
             problems.append(error.message)
             log.warning("not verified: %s", error.message)
+        if loaded and as_server:  # which takes the first that loads
+            break
     if not loaded:
         raise FailedPreconditionError(
             f"no runtime here can load {bundle.root}: {'; '.join(problems)}", reason="BACKEND_LOAD"
         )
     return loaded
+
+
+def _all(bundle: Bundle) -> list[tuple[Artefact, BackendName]]:
+    return [
+        (artefact, runtime)
+        for artefact in bundle.manifest.artefacts
+        for runtime in sorted(artefact.runtimes, reverse=True)  # OpenVINO first, as the server has it
+        if artefact.precision != "bf16" or processor_has_bf16()
+    ]

@@ -13,6 +13,7 @@ from passerby_model.backends.openvino_package import import_openvino, openvino_c
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME
 
 from .foreign import MIN_LENGTH, Ports, Shape, frame_by_frame, resolve_ports
+from .openvino_ir import save_ir
 from .parity import Reference
 from .spec import WrapSpec
 
@@ -73,14 +74,15 @@ class OpenVinoModel:
         """The wrapped encoder as encoder.xml and encoder.bin in `folder`.
 
         Raises:
-            FailedPreconditionError: its batch cannot be opened, or the files cannot be written.
+            FailedPreconditionError: its batch cannot be opened.
+            OSError: the disk is full.
         """
         model = self._read()
         try:
             self._open_batch(model)
             wrapped = self._wrap(model)
             target = folder / "encoder.xml"
-            openvino.save_model(wrapped, target, compress_to_fp16=False)
+            save_ir(wrapped, target)
         except RuntimeError as error:
             raise FailedPreconditionError(
                 f"{self.path} cannot be wrapped with an open batch: {error}", reason="WRAP_FAILED"

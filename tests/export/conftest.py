@@ -8,9 +8,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from passerby_export import export as stage
+from passerby_export.export import Options
 from passerby_export.onnx_export import to_onnx
+from passerby_model.bundle import Bundle, open_bundle
+from passerby_model.street import StreetConfig
+from passerby_model.street import write as write_street
 
-from tests.export.networks import SMALL, Network, random_encoder
+from tests.export.networks import PRECISIONS, SMALL, Network, random_encoder
 
 HEIGHT, WIDTH, VALUES = 32, 16, 6
 
@@ -93,3 +98,21 @@ def network() -> Network:
     """A small COSAM encoder, traced once for all tests."""
     encoder = random_encoder(SMALL)
     return Network(encoder, to_onnx(encoder))
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn people before two cameras."""
+    folder = tmp_path_factory.mktemp("street")
+    write_street(StreetConfig(6, 2, frames=6, height=64, width=32, seed=3), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def all_precisions(network: Network, street: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The small network in all precisions, which tests must not change."""
+    target = tmp_path_factory.mktemp("bundles") / "all"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "to_onnx", lambda _encoder: network.graph)
+        stage.export_encoder(network.encoder, target, Options(PRECISIONS, calibration=street))
+    return open_bundle(target)

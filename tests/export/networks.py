@@ -6,11 +6,16 @@ from dataclasses import dataclass
 
 import onnx
 import torch
+from passerby_export import artefacts
+from passerby_model.backends.choice import processor_has_bf16
 from passerby_model.bundle import Input
 from passerby_model.encoder import Architecture, TrackletEncoder
 
 SMALL = Architecture.parse("resnet18+cosam45+tp", snippet_length=3, height=64, width=32)
 SMALL_INPUT = Input(snippet_length=3, height=64, width=32)
+
+PRECISIONS = tuple(name for name in artefacts.PRECISIONS if name != "bf16" or processor_has_bf16())
+"""All that can be made and proven on this machine."""
 
 
 @dataclass(frozen=True)

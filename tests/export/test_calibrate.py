@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from passerby.errors import FailedPreconditionError
+from passerby.errors import FailedPreconditionError, ResourceExhaustedError
 from passerby_export.calibrate import (
     CALIBRATION_RATES,
     NO_MATCH_FNMR,
@@ -83,7 +83,7 @@ def test_a_failed_write_leaves_the_bundle_as_it_was(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(FailedPreconditionError, match="cannot be written: No space left"):
+        with pytest.raises(ResourceExhaustedError, match=r"no room for .*bundle\.json: No space left"):
             write_calibration(root, block)
     assert (root / "bundle.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
