@@ -152,14 +152,14 @@ def test_a_long_delete_with_writes_behind_it_holds_up_no_search(live: LiveServer
     kept, doomed = live.new_gallery(), live.new_gallery()
     for gallery in (kept, doomed):
         live.ingest(gallery, sequence(crops(4)))
-    deleting, gate, forget = threading.Event(), threading.Event(), ledger.forget_details
+    deleting, gate, forget = threading.Event(), threading.Event(), ledger.forget_gallery
 
     def slowly(*arguments) -> None:
         deleting.set()
         assert gate.wait(60)
         forget(*arguments)
 
-    monkeypatch.setattr(ledger, "forget_details", slowly)
+    monkeypatch.setattr(ledger, "forget_gallery", slowly)
     request = gallery_v1.DeleteGalleryRequest(name=doomed, force=True)
     delete = live.galleries.DeleteGallery.future(request, timeout=60)
     assert deleting.wait(20)

@@ -30,6 +30,7 @@ from passerby.errors import (
 
 from passerby_server.gallery import ledger, rows, schema
 from passerby_server.gallery.embedded import open_galleries
+from passerby_server.gallery.snapshot import drop_snapshots
 from passerby_server.gallery.store import DATABASE_NAME, FolderLock, translated_errors
 
 MANIFEST_NAME = "backup.json"
@@ -141,6 +142,7 @@ def restore(folder: Path, data: Path, *, force: bool = False) -> int:
         # The old log first: SQLite would apply it to the new file.
         for suffix in ("-wal", "-shm", "-journal"):
             (data / f"{DATABASE_NAME}{suffix}").unlink(missing_ok=True)
+        drop_snapshots(data)  # of the indexes of what is replaced
         fresh.replace(data / DATABASE_NAME)
         _sync(data)
     finally:

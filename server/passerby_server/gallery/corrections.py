@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
 from passerby.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from passerby.names import tracklet_name
@@ -57,8 +58,8 @@ class Correcting(Home):
                 before |= dict.fromkeys(members, name)
             number = _set(connection, gallery, before, identity_id)
             ledger.remember(connection, request, Outcome(deleted_count=len(before)))
-            told = {"merged": list(merged), "tracklets": len(before), "change": number}
-            ledger.record(connection, "MergeIdentities", gallery_id, identity=identity_id, **told)
+            told: dict[str, Any] = {"merged": list(merged), "tracklets": len(before), "change": number}
+            ledger.record(connection, "MergeIdentities", gallery_id, "", identity=identity_id, **told)
             return IdentityChange(number, len(before))
 
         return self._store.write(change)
@@ -80,8 +81,8 @@ class Correcting(Home):
             _check_shown(connection, gallery, dict.fromkeys(chosen, identity_id))
             number = _set(connection, gallery, dict.fromkeys(chosen, identity_id), new_identity_id)
             ledger.remember(connection, request, Outcome(deleted_count=len(chosen)))
-            told = {"into": new_identity_id, "tracklets": len(chosen), "change": number}
-            ledger.record(connection, "SplitIdentity", gallery_id, identity=identity_id, **told)
+            told: dict[str, Any] = {"into": new_identity_id, "tracklets": len(chosen), "change": number}
+            ledger.record(connection, "SplitIdentity", gallery_id, "", identity=identity_id, **told)
             return IdentityChange(number, len(chosen))
 
         return self._store.write(change)

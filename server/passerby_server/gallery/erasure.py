@@ -237,6 +237,7 @@ def _expired(
 ) -> list[tuple[int, str]]:
     """Tracklets, (vector id, tracklet id) each, that `rule` no longer keeps."""
     oldest = rows.now() - rule.keep // rows.MICROSECOND
+    values: list[str | int]
     if rule.camera_id:
         which, values = "camera_id = ?", [rule.camera_id]
     else:
