@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .options import one_of
+from .options import Cache, cache_folder, one_of
 from .tune_cli import tune_command
 
 if TYPE_CHECKING:
@@ -218,7 +218,11 @@ def diff_command(
 def verify_command(
     path: _Bundle,
     backend: Annotated[
-        str, typer.Option(help="Only what the server would run with this: openvino or onnxruntime.")
+        str,
+        typer.Option(
+            help="Only what the server would run with this: openvino, onnxruntime; or prove it on the GPU of this "
+            "machine: tensorrt, onnxruntime-tensorrt, onnxruntime-cuda."
+        ),
     ] = "auto",
     precision: Annotated[
         str | None,
@@ -226,26 +230,35 @@ def verify_command(
             help="Only what the server would run with this: auto, fp32, fp16, w8, bf16 or int8.", show_default=False
         ),
     ] = None,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="On ONNX Runtime's GPU providers: as the server's cuda_graphs.")
+    ] = False,
+    cache: Cache = None,
     as_json: _AsJson = False,
 ) -> None:
     """Check files and proofs, and that the encoder computes here what the network computes, at every batch size."""
     from typing import get_args
 
     from passerby_model.backends import BackendKind, PrecisionKind
+    from passerby_model.backends.base import GPU_RUNTIMES
 
     from .verify import verify
 
-    report = verify(
-        path,
-        one_of("--backend", backend, get_args(BackendKind)),
-        None if precision is None else one_of("--precision", precision, get_args(PrecisionKind)),
-    )
+    kind = one_of("--backend", backend, get_args(BackendKind))
+    chosen = None if precision is None else one_of("--precision", precision, get_args(PrecisionKind))
+    kept = None
+    if kind in GPU_RUNTIMES:
+        from .verify_gpu import verify_on_gpu
+
+        report, kept = verify_on_gpu(path, kind, chosen or "auto", cache_folder(cache), cuda_graphs=cuda_graphs)
+    else:
+        report = verify(path, kind, chosen)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
     for row in report.rows:
         typer.echo(row.describe())
-    typer.echo(f"{path}: whole, and right on this machine")
+    typer.echo(f"{path}: whole, and right on this machine{f'; kept in {kept}' if kept else ''}")
 
 
 def _numbers(flag: str, text: str | None, count: int) -> tuple[float, ...] | None:

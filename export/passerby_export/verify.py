@@ -37,11 +37,11 @@ def verify(path: Path, backend: BackendKind = "auto", precision: PrecisionKind |
     """
     bundle = open_bundle(path)
     loaded = _load(bundle, backend, precision)
-    described, trials = _trials(bundle, loaded[0][1])
+    described, trials = trials_of(bundle, loaded[0][1])
     batches = all_batches(bundle.manifest.input)
     rows: list[ParityRow] = []
     for artefact, encoder in loaded:
-        found = compare(encoder, trials, _limits(bundle, artefact), batches)
+        found = compare(encoder, trials, limits_of(bundle, artefact), batches)
         rows += [row.model_copy(update={"frames": f"{row.frames}, {artefact.precision}"}) for row in found]
     report = Parity(reference=described, rows=tuple(rows), passed=all(row.passed for row in rows))
     if not report.passed:
@@ -52,7 +52,8 @@ def verify(path: Path, backend: BackendKind = "auto", precision: PrecisionKind |
     return report
 
 
-def _limits(bundle: Bundle, artefact: Artefact) -> Limits:
+def limits_of(bundle: Bundle, artefact: Artefact) -> Limits:
+    """What the artefact may differ by. Raises FailedPreconditionError for a precision that has no limits."""
     # A wrapped model has the weights of its original whatever they are stored in.
     precision = "fp32" if bundle.manifest.architecture.startswith("wrapped:") else artefact.precision
     if precision not in LIMITS:
@@ -64,7 +65,8 @@ def _limits(bundle: Bundle, artefact: Artefact) -> Limits:
     return LIMITS[precision]
 
 
-def _trials(bundle: Bundle, first: Backend) -> tuple[str, list[Trial]]:
+def trials_of(bundle: Bundle, first: Backend) -> tuple[str, list[Trial]]:
+    """What the bundle is compared with, in words, and the snippets; `first` answers where it has no reference."""
     name = bundle.manifest.reference
     if name is not None:
         described = bundle.manifest.parity.reference if bundle.manifest.parity else "the network"

@@ -9,8 +9,8 @@ import logging
 from pathlib import Path
 
 from passerby.errors import FailedPreconditionError, InternalError, InvalidArgumentError
-from passerby_model.backends import BackendName, open_encoder
-from passerby_model.bundle import Artefact, EncoderFormat, Input, Manifest, describe_file
+from passerby_model.backends import open_encoder
+from passerby_model.bundle import Artefact, EncoderFormat, Input, Manifest, Runtime, describe_file
 
 from .bundle import check_target, new_bundle, require_file, seal
 from .foreign import ForeignModel
@@ -81,7 +81,7 @@ def _open(model: Path, spec: WrapSpec) -> ForeignModel:
     raise InvalidArgumentError(f"{model}: give an .onnx model or the .xml of an OpenVINO IR")
 
 
-def _runtimes(encoder: Path, format: EncoderFormat) -> tuple[BackendName, ...]:
+def _runtimes(encoder: Path, format: EncoderFormat) -> tuple[Runtime, ...]:
     """Where the encoder has to be right: its own runtime, and OpenVINO for ONNX, if that can load it at all."""
     if format == "openvino":
         return ("openvino",)

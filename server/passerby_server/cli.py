@@ -17,7 +17,10 @@ def serve(
     address: Annotated[
         str | None, typer.Option(help="HOST:PORT; port 0 takes a free one. [default: 127.0.0.1:50051]")
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime. [default: auto]")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="auto, openvino, onnxruntime; on a GPU tensorrt, onnxruntime-tensorrt, onnxruntime-cuda."),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, or one that the bundle has: fp32, fp16, w8, bf16, int8. [default: auto]")
     ] = None,

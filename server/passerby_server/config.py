@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 import yaml
 from passerby.errors import InvalidArgumentError, NotFoundError
+from passerby_model.backends.base import BackendKind
 from passerby_model.machine import default_cache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -152,7 +153,14 @@ class ServerConfig(_Section):
         description="Listen beyond this machine although there is neither encryption nor authentication yet: whoever "
         "reaches the port can read and delete everything.",
     )
-    backend: Literal["auto", "openvino", "onnxruntime"] = Field("auto", description="What runs the encoder.")
+    backend: BackendKind = Field(
+        "auto",
+        description="What runs the encoder; auto takes the faster one on the CPU. A GPU (tensorrt, onnxruntime-tensorrt, "
+        "onnxruntime-cuda) is taken by name only, once `passerby bundle verify` has proven it here; until then, the next.",
+    )
+    cuda_graphs: bool = Field(
+        False, description="Let ONNX Runtime on a GPU launch the whole network at once (CUDA graphs)."
+    )
     precision: Literal["auto", "fp32", "fp16", "w8", "bf16", "int8"] = Field(
         "auto",
         description="Which of the bundle's artefacts runs; auto takes bf16 where the bundle has it and the processor "

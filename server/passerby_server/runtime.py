@@ -77,6 +77,7 @@ class Runtime:
         config = self.config
         bundle = await asyncio.to_thread(open_bundle, config.bundle, allow_unverified=config.allow_unverified)
         sized = await asyncio.to_thread(open_sized, bundle, config)
+        self._stack.callback(sized.stop)
         backend, max_batch = sized.backend, sized.max_batch
         size, manifest = bundle.manifest.input, bundle.manifest
         await asyncio.to_thread(warm_up, backend, (size.snippet_length, size.height, size.width, 3), max_batch)

@@ -46,7 +46,7 @@ def test_precedence(tmp_path: Path) -> None:
         ({}, {}, "a: [", "is no YAML"),
         ({"limits.max_frames": "0"}, {}, "", "limits.max_frames: Input should be greater than or equal to 1"),
         ({"limits.max_frames": "many"}, {}, "", "limits.max_frames: Input should be a valid integer"),
-        ({"backend": "tensorrt"}, {}, "", "backend: Input should be 'auto', 'openvino' or 'onnxruntime'"),
+        ({"backend": "cuda"}, {}, "", "backend: Input should be 'auto', 'openvino', 'onnxruntime', 'onnxruntime-cuda'"),
         ({"address": "localhost"}, {}, "", "address 'localhost' is not HOST:PORT"),
         ({"address": "127.0.0.1:70000"}, {}, "", "is not HOST:PORT"),
         ({"limits.max_message_bytes": "1000000"}, {}, "", "limits.max_frame_bytes is larger"),

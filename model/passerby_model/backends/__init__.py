@@ -14,6 +14,7 @@ from typing import TypeVar
 from passerby.errors import FailedPreconditionError, NotFoundError
 
 from passerby_model.backends.base import (
+    GPU_RUNTIMES,
     Backend,
     BackendKind,
     BackendName,
@@ -52,13 +53,16 @@ class Options:
 
     `threads`: CPU threads; 0 for all cores. `streams`: calls that compute at the same time (OpenVINO only; ONNX Runtime
     takes any number). `inference_precision`: instead of what belongs to the artefact, which is what its parity report
-    proved. `cache`: folder for what is compiled (`passerby_model.machine`); None keeps nothing.
+    proved. `cache`: folder for what is compiled (`passerby_model.machine`); None keeps nothing. On a GPU, which needs
+    one: `build_engine` lets TensorRT build what is not there, `cuda_graphs` lets ONNX Runtime capture them.
     """
 
     threads: int = 0
     streams: int = 1
     inference_precision: InferencePrecision | None = None
     cache: Path | None = None
+    build_engine: bool = False
+    cuda_graphs: bool = False
 
 
 def open_backend(
@@ -116,6 +120,10 @@ def open_artefact(
     options: Options = Options(),
 ) -> Backend:
     """Loads that artefact on that runtime, once its parity report says that it may. As `open_backend` otherwise."""
+    if runtime in GPU_RUNTIMES:
+        from passerby_model.backends.opening_gpu import open_on_gpu
+
+        return open_on_gpu(bundle, artefact, runtime, options).backend
     if problem := artefact.unproven(runtime):
         if not bundle.allow_unverified:
             raise FailedPreconditionError(
@@ -172,6 +180,11 @@ def _open(
 ) -> Backend:
     if not path.is_file():
         raise NotFoundError(f"{path} is missing", reason="ENCODER_NOT_FOUND")
+    if runtime in GPU_RUNTIMES:
+        raise FailedPreconditionError(
+            f"{path} has to be in a bundle before it runs on {runtime}: `passerby bundle verify` proves it there",
+            reason="BACKEND_FORMAT",
+        )
     computed_in = options.inference_precision or ("bf16" if precision == "bf16" else "f32")
     if runtime == "openvino":
         return _open_openvino(path, manifest, precision, replace(options, inference_precision=computed_in), files)

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import FailedPreconditionError, InternalError, InvalidArgumentError
 
-from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest, Runtime
+from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
 
-BackendName = Runtime
-BackendKind = Literal["auto", "openvino", "onnxruntime"]
+BackendName = Literal["openvino", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
+BackendKind = Literal["auto", "openvino", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
+GPU_RUNTIMES: tuple[BackendName, ...] = ("tensorrt", "onnxruntime-tensorrt", "onnxruntime-cuda")
+"""Runtimes that no bundle has a proof for: they are compared on the machine that serves (`proofs.py`)."""
 InferencePrecision = Literal["f32", "bf16"]
 """Number format in which a runtime computes what is not quantised."""
 

@@ -6,11 +6,11 @@ from typing import Literal
 
 from passerby.errors import FailedPreconditionError
 
-from passerby_model.backends.base import BackendKind, BackendName
+from passerby_model.backends.base import GPU_RUNTIMES, BackendKind, BackendName
 from passerby_model.bundle import Artefact, Bundle
 
 PrecisionKind = Literal["auto", "fp32", "fp16", "w8", "bf16", "int8"]
-_RUNTIMES: tuple[BackendName, ...] = ("openvino", "onnxruntime")  # the faster one on a CPU first
+_CPU_RUNTIMES: tuple[BackendName, ...] = ("openvino", "onnxruntime")  # the faster one first
 
 
 def candidates(bundle: Bundle, kind: BackendKind, precision: PrecisionKind) -> list[tuple[Artefact, BackendName]]:
@@ -23,14 +23,28 @@ def candidates(bundle: Bundle, kind: BackendKind, precision: PrecisionKind) -> l
     found = [
         (artefact, runtime)
         for artefact in artefacts
-        for runtime in _RUNTIMES
-        if kind in ("auto", runtime) and _may_run(bundle, artefact, runtime)
+        for runtime in (_CPU_RUNTIMES if kind == "auto" else (kind,))
+        if _may_run(bundle, artefact, runtime)
     ]
     if not found:
         listed = "; ".join(f"{artefact.file} is for {' and '.join(artefact.runtimes)}" for artefact in artefacts)
         hint = ": use the OpenVINO backend" if {a.format for a in artefacts} == {"openvino"} else ""
+        if kind in GPU_RUNTIMES:
+            listed = ", ".join(f"{artefact.file} ({artefact.precision})" for artefact in artefacts)
+            hint = ": a GPU runs ONNX artefacts, TensorRT all of them but w8; export it with --precision fp32 too"
         raise FailedPreconditionError(f"{bundle.root} has nothing for {kind}: {listed}{hint}", reason="BACKEND_FORMAT")
     return found
+
+
+def serving_order(bundle: Bundle, kind: BackendKind, precision: PrecisionKind) -> list[tuple[Artefact, BackendName]]:
+    """As `candidates`, and where a GPU was asked for also what a server runs while that is not to be had: another
+    provider on the GPU, then the CPU."""
+    found = candidates(bundle, kind, precision)
+    if kind not in GPU_RUNTIMES:
+        return found
+    if kind != "onnxruntime-cuda":
+        found += candidates(bundle, "onnxruntime-cuda", precision)
+    return found + candidates(bundle, "auto", precision)
 
 
 def processor_has_bf16() -> bool:
@@ -70,6 +84,9 @@ def _auto(artefacts: tuple[Artefact, ...]) -> list[Artefact]:
 
 
 def _may_run(bundle: Bundle, artefact: Artefact, runtime: BackendName) -> bool:
+    if runtime in GPU_RUNTIMES:
+        # TensorRT has no Cast from int8, with which weights stored so begin.
+        return artefact.format == "onnx" and (runtime == "onnxruntime-cuda" or artefact.precision != "w8")
     if runtime in artefact.runtimes:
         return True
     return bundle.allow_unverified and artefact.format == "onnx"

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the fall-back on a CPU, and the way to CUDA where its GPU build is installed."""
+"""ONNX Runtime on the CPU: the fall-back there. On a GPU: `onnxruntime_gpu.py`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from passerby_model.backends.base import (
 )
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
 
-# Best first; those that the installed build lacks are left out.
-PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+# Also where its GPU build is installed: the bundle's parity report is one of the CPU.
+PROVIDERS = ["CPUExecutionProvider"]
 _ERROR_LOGS_ONLY = 3
 
 
@@ -53,11 +53,8 @@ class OnnxRuntimeBackend:
         options.use_deterministic_compute = True
         # Waiting threads sleep: decoding and the index want the cores between batches.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        available = set(onnxruntime.get_available_providers())
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=[provider for provider in PROVIDERS if provider in available]
-        )
-        spec = _spec(path, self._session)
+        self._session = onnxruntime.InferenceSession(path, options, providers=PROVIDERS)
+        spec = session_spec(path, self._session)
         self.spec: EncoderSpec = spec if manifest is None else check_manifest(spec, manifest)
         self.precision = precision
         names = [port.name for port in self._session.get_outputs()]
@@ -79,7 +76,8 @@ class OnnxRuntimeBackend:
         return check_encoded(Encoded(descriptors, masks, volumes), len(snippets), self.spec)
 
 
-def _spec(path: Path, session: Any) -> EncoderSpec:
+def session_spec(path: Path, session: Any) -> EncoderSpec:
+    """What the session's graph takes and gives. Raises FailedPreconditionError when it is no passerby encoder."""
     inputs = session.get_inputs()
     return spec_from_graph(
         path,

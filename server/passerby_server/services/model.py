@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
 
 from passerby.errors import FailedPreconditionError
 from passerby.v1 import model_service_pb2 as v1
 from passerby.v1 import model_service_pb2_grpc as v1_grpc
 from passerby.v1 import resources_pb2 as resources
+from passerby_model.backends import BackendName
 
 from passerby_server import convert
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Loaded, Runtime, deadline_of
 
-BACKENDS = {"openvino": v1.BACKEND_OPENVINO, "onnxruntime": v1.BACKEND_ONNXRUNTIME}
+BACKENDS: Mapping[BackendName, v1.Backend.ValueType] = {
+    "openvino": v1.BACKEND_OPENVINO,
+    "onnxruntime": v1.BACKEND_ONNXRUNTIME,
+    "onnxruntime-cuda": v1.BACKEND_ONNXRUNTIME,
+    "onnxruntime-tensorrt": v1.BACKEND_ONNXRUNTIME,
+    "tensorrt": v1.BACKEND_TENSORRT,
+}
 
 
 class ModelService(v1_grpc.ModelServiceServicer):
