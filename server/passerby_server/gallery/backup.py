@@ -31,7 +31,7 @@ from passerby.errors import (
 from passerby_server.gallery import ledger, rows, schema
 from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.snapshot import drop_snapshots
-from passerby_server.gallery.store import DATABASE_NAME, FolderLock, translated_errors
+from passerby_server.gallery.store import DATABASE_NAME, RESTORING_SUFFIX, FolderLock, translated_errors
 
 MANIFEST_NAME = "backup.json"
 FORMAT = 1
@@ -136,7 +136,7 @@ def restore(folder: Path, data: Path, *, force: bool = False) -> int:
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = FolderLock(data)
     try:
-        fresh = data / f"{DATABASE_NAME}.restoring"
+        fresh = data / f"{DATABASE_NAME}{RESTORING_SUFFIX}"
         _verified_copy(folder / DATABASE_NAME, fresh, backup)
         erased = _erased_identities(data / DATABASE_NAME, fresh)
         # The old log first: SQLite would apply it to the new file.

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 DATABASE_NAME = "gallery.db"
 LOCK_NAME = "lock"
+RESTORING_SUFFIX = ".restoring"
+"""Of the database that a restore is copying."""
 BUSY_TIMEOUT = 10.0
 """Seconds that a connection waits for another one's lock; ours never hold one that long."""
 MAX_GROUP = 64
@@ -100,6 +102,8 @@ class Store:
             self.path = folder / DATABASE_NAME
             self._lock = FolderLock(folder)
             undo.callback(self._lock.release)
+            # Of a restore that was killed: it blocks nothing, but what is in it must not outlast an erasure.
+            (folder / f"{DATABASE_NAME}{RESTORING_SUFFIX}").unlink(missing_ok=True)
             _make_private(self.path)
             with translated_errors():
                 self._writer = self._connect()

@@ -298,13 +298,39 @@ def test_flipped_bit_in_a_descriptor_is_found(folder):
     assert reason(caught) == "DESCRIPTOR_DAMAGED"
 
 
-@pytest.mark.parametrize("stray", ["-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("stray", ["-wal", "-shm", "-journal", ".restoring"])
 def test_stray_file_beside_the_database_does_not_block(folder, stray):
     _filled(folder)
     (folder / f"{DATABASE_NAME}{stray}").write_bytes(b"\x00garbage" * 999)
     galleries = open_galleries(folder)
     assert galleries.stats("g").tracklet_count == 300
     galleries.close()
+
+
+def test_torn_log_gives_what_was_whole_in_it(folder, tmp_path):
+    """Power that fails in the middle of a write tears the log's last pages: SQLite keeps to the last whole commit."""
+    database = _filled(folder)
+    galleries = open_galleries(folder)
+    for number in range(20):
+        put(galleries, f"u{number}", [number, 0, 0, 0])
+    kept, log = database.read_bytes(), database.with_name(f"{DATABASE_NAME}-wal").read_bytes()
+    galleries.close()
+    counts = []
+    for part, flipped in ((0.0, False), (0.3, False), (0.7, False), (0.999, False), (1.0, True)):
+        torn = tmp_path / f"torn-{len(counts)}"
+        torn.mkdir(mode=0o700)
+        (torn / DATABASE_NAME).write_bytes(kept)
+        content = bytearray(log[: int(len(log) * part)])
+        if flipped:
+            content[len(content) // 2] ^= 1
+        (torn / f"{DATABASE_NAME}-wal").write_bytes(content)
+        again = open_galleries(torn)
+        names = [item.tracklet_id for item in again.list_tracklets("g", TrackletFilter(), 1000).items]
+        assert names == [f"t{n}" for n in range(300)] + [f"u{n}" for n in range(len(names) - 300)]
+        counts.append(len(names))
+        again.close()
+    assert counts[0] == 300 < counts[1] < counts[2] < counts[3] == 319
+    assert 300 < counts[4] < 320
 
 
 def test_somebody_elses_database_is_left_alone(folder):
