@@ -7,6 +7,7 @@ each time such a file is loaded (`passerby_model.backends.openvino`); 2026.4 doe
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from passerby_model.backends.base import NCC_SCOPE
 from passerby_model.backends.openvino_package import import_openvino, openvino_core
 
 _PROBE = 1 << 20  # bytes
+# What OpenVINO calls operators without a name: by a number that counts all operators of the process.
+_NUMBERED = re.compile(r"(?P<type>[A-Z][A-Za-z0-9]*)_\d+")
 
 
 def openvino() -> Any:
@@ -35,13 +38,16 @@ def read_model(path: Path) -> Any:
 
 
 def save_ir(model: Any, path: Path) -> tuple[Path, Path]:
-    """Write `model` to `path` (.xml) and its weights beside it; returns the two files.
+    """Write `model` to `path` (.xml) and its weights beside it; returns the two files, the same for the same model.
 
     Raises:
         OSError: the disk is full (or over a quota or file size limit).
         RuntimeError: OpenVINO cannot write it for another reason.
     """
     files = path, path.with_suffix(".bin")
+    for number, operation in enumerate(model.get_ordered_ops()):
+        if numbered := _NUMBERED.fullmatch(operation.get_friendly_name()):
+            operation.set_friendly_name(f"{numbered['type']}_{number}")
     try:
         openvino().save_model(model, path, compress_to_fp16=False)
     except RuntimeError:
@@ -54,7 +60,7 @@ def save_ir(model: Any, path: Path) -> tuple[Path, Path]:
 
 
 def write_ir(model: Any, path: Path) -> tuple[Path, Path]:
-    """`save_ir`, with the correlation marked to stay in float32. The files are the same for the same model."""
+    """`save_ir`, with the correlation marked to stay in float32."""
     files = save_ir(model, path)
     tree = ET.parse(path)  # noqa: S314  # written by OpenVINO just now
     for layer in tree.getroot().iter("layer"):

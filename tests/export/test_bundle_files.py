@@ -21,7 +21,7 @@ from passerby_export.spec import WrapSpec
 from passerby_export.verify import verify
 from passerby_export.wrap import wrap
 from passerby_model import datasets
-from passerby_model.backends import Encoded, open_backend
+from passerby_model.backends import Encoded, open_artefact, open_backend
 from passerby_model.bundle import Calibration, CalibrationPoint, Input, describe_file, open_bundle
 from passerby_model.datasets import Tracklet, TrackletDataset
 
@@ -44,10 +44,20 @@ def root(wrapped: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(wrapped, tmp_path / "bundle"))
 
 
+def test_the_same_ir_has_the_same_fingerprint(wrapped: Path, tmp_path: Path) -> None:
+    again = wrap(wrapped.parent / "foreign.xml", tmp_path / "again", WrapSpec(name="f"))
+    assert again.fingerprint == open_bundle(wrapped).fingerprint
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x10
     path.write_bytes(data)
+
+
+def into_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str]] = {
@@ -56,7 +66,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[PasserbyError], str]] = {
     "longer": (lambda p: p.write_bytes(p.read_bytes() + b"\n"), DataLossError, "too many"),
     "tampered": (flip, DataLossError, "damaged or changed after export"),
     "missing": (Path.unlink, NotFoundError, "is missing: the bundle is incomplete"),
-    "a-folder": (lambda p: (p.unlink(), p.mkdir()), NotFoundError, "is missing"),
+    "a-folder": (into_folder, NotFoundError, "is missing"),
 }
 
 
@@ -114,7 +124,7 @@ def test_a_bundle_of_the_first_schema_needs_no_migration(root: Path) -> None:
 
 
 def test_verify_goes_on_to_what_the_server_would_fall_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, open_artefact = make_bundle(tmp_path / "bundle"), stage.open_artefact
+    root = make_bundle(tmp_path / "bundle")
 
     def without_openvino(bundle: Any, artefact: Any, runtime: Any) -> Any:
         if runtime == "openvino":

@@ -15,30 +15,28 @@ from passerby_export import export as stage
 from passerby_export.artefacts import ONNX_RUNTIMES
 from passerby_export.deployed import UnrolledLstm
 from passerby_export.export import Options
-from passerby_export.onnx_export import check_graph, ncc_nodes, to_onnx
-from passerby_export.parity import LIMITS, Proof, compare, make_trials, prove
+from passerby_export.onnx_export import check_graph, ncc_nodes
+from passerby_export.parity import Proof, make_trials, prove
 from passerby_export.samples import sample_snippets
 from passerby_export.storage import quantise, store_weights
 from passerby_model import checkpoint as checkpoints
-from passerby_model.backends import BackendName, open_backend, open_encoder
-from passerby_model.bundle import Artefact, Input, open_bundle
-from passerby_model.encoder import Architecture, Classifier, TrackletEncoder
+from passerby_model.backends import BackendName, open_backend
+from passerby_model.bundle import Artefact, open_bundle
+from passerby_model.encoder import Classifier, TrackletEncoder
 
-from tests.export.networks import random_encoder
-
-# Small frames: the graph is the same, the arithmetic a thirtieth.
-ARCHITECTURE = Architecture.parse("se_resnet50+cosam45+tp", snippet_length=3, height=64, width=32)
-INPUT = Input(snippet_length=3, height=64, width=32)
+from tests.export.networks import SMALL as ARCHITECTURE
+from tests.export.networks import SMALL_INPUT as INPUT
+from tests.export.networks import Network, random_encoder
 
 
-@pytest.fixture(scope="module")
-def encoder() -> TrackletEncoder:
-    return random_encoder(ARCHITECTURE)
+@pytest.fixture
+def encoder(network: Network) -> TrackletEncoder:
+    return network.encoder
 
 
-@pytest.fixture(scope="module")
-def graph(encoder: TrackletEncoder) -> onnx.ModelProto:
-    return to_onnx(encoder)
+@pytest.fixture
+def graph(network: Network) -> onnx.ModelProto:
+    return network.graph
 
 
 @pytest.fixture
@@ -57,7 +55,7 @@ def test_ports_have_the_contracts_names_and_an_open_batch(graph: onnx.ModelProto
     }
     assert ports == {
         "snippets": (TensorProto.UINT8, ["batch", 3, 64, 32, 3]),
-        "descriptor": (TensorProto.FLOAT, ["batch", 2048]),
+        "descriptor": (TensorProto.FLOAT, ["batch", 512]),
         "mask_cosam4": (TensorProto.FLOAT, ["batch", 3, 4, 2]),
         "mask_cosam5": (TensorProto.FLOAT, ["batch", 3, 4, 2]),
     }
@@ -123,7 +121,7 @@ def test_checkpoint_becomes_a_bundle(tmp_path: Path, encoder: TrackletEncoder) -
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.manifest == manifest
     assert (manifest.name, manifest.architecture, manifest.precision) == ("mine", ARCHITECTURE.name, "w8")
-    assert (manifest.input, manifest.descriptor_dim, manifest.metric) == (INPUT, 2048, "squared_euclidean")
+    assert (manifest.input, manifest.descriptor_dim, manifest.metric) == (INPUT, 512, "squared_euclidean")
     assert [(mask.block, mask.height, mask.width) for mask in manifest.masks] == [(4, 4, 2), (5, 4, 2)]
     assert manifest.training["weights"] == saved.fingerprint
     assert manifest.training["config"] == {"data": ["street"]}
@@ -169,16 +167,6 @@ def test_a_changed_weight_fails_the_gate(
     assert not report.passed
     assert len(report.failures()) == 10
     assert report.failures()[0].startswith(f"{runtime}, batch 1 of noise: relative L2")
-
-
-@pytest.mark.parametrize("name", ["resnet50+cosam35-paper+ta", "resnet50+none+rnn"])
-def test_other_variants_export(tmp_path: Path, name: str) -> None:
-    other = random_encoder(Architecture.parse(name, snippet_length=3, height=64, width=32))
-    onnx.save(to_onnx(other), tmp_path / "encoder.onnx")
-    backend = open_encoder(tmp_path / "encoder.onnx", "onnx", "openvino")
-    trials = make_trials(stage.torch_reference(other), {"noise": sample_snippets(3, INPUT, "noise")})
-    rows = compare(backend, trials, LIMITS["fp32"], (1, 3))
-    assert all(row.passed for row in rows), rows
 
 
 def test_unrolled_lstm_is_torchs() -> None:
