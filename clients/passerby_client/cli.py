@@ -18,11 +18,9 @@ COMMANDS: Mapping[str, Entry] = {
     "serve": Entry("passerby_server.cli:serve", "Start the server on a model bundle.", "server"),
     "index": Entry("passerby_indexer.cli:index", "Store a folder of tracklets in a gallery."),
     "search": Entry("passerby_client.commands.search:search", "Find where and when a person was seen."),
-    "gallery": Entry(
-        "passerby_client.commands.gallery:app", "Create, list, show and delete galleries; retention, audit, backups."
-    ),
+    "gallery": Entry("passerby_client.commands.gallery:app", "Create and delete galleries; retention, audit, backups."),
     "tracklet": Entry(
-        "passerby_client.commands.tracklet:app", "List, show and delete tracklets; correct and erase identities."
+        "passerby_client.commands.tracklet:app", "List and delete tracklets; correct and erase identities."
     ),
     "model": Entry("passerby_client.commands.model:app", "Show which model the server runs."),
     "health": Entry("passerby_client.commands.health:health", "Say whether the server serves; for probes."),

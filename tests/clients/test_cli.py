@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,8 +52,8 @@ def test_every_command_has_help(run: Run, name: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *(f"gallery {name}" for name in ("create", "list", "show", "delete", "stats")),
-        *(f"tracklet {name}" for name in ("list", "show", "delete", "assign")),
+        *(f"gallery {name}" for name in ("create", "list", "show", "delete", "stats", "retention", "audit")),
+        *(f"tracklet {name}" for name in ("list", "show", "delete", "assign", "merge", "split", "undo", "erase")),
         "model info",
         "search",
         "index",
@@ -161,7 +162,9 @@ def test_tracklets_are_listed_shown_assigned_and_deleted(run: Run, people: str, 
     with Image.open(tmp_path / "t.jpg") as thumbnail:
         assert thumbnail.format == "JPEG"
     assert json.loads(run("tracklet", "assign", name, "robert", "--json").out)["identity_id"] == "robert"
-    assert run("tracklet", "delete", name).out == "deleted\n"
+    deleted = run("tracklet", "delete", name).out
+    assert re.search(r"^audited as +hmac:[0-9a-f]{32}$", deleted, re.MULTILINE)
+    assert re.search(r"^rewritten +gallery.db, gallery.db-wal$", deleted, re.MULTILINE)
     assert run("tracklet", "show", name).code == 1
 
 

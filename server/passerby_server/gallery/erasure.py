@@ -189,11 +189,11 @@ class Erasing(Home):
         connection.execute("INSERT OR IGNORE INTO upkeep VALUES ('rewrite_due', ?)", (due,))
 
     def _erase_files(self, erased: _Erased) -> list[str]:
-        """Has the indexes' own files rewritten; those and the store's log, relative to the data folder."""
+        """Has the indexes' own files rewritten; those and the store's, relative to the data folder."""
         folder = self._store.path.parent
         touched = [self._live[key] for key in {key for key, _ in erased.ids} if key in self._live]
         paths = [path.relative_to(folder).as_posix() for live in touched for path in live.erased()]
-        return [f"{self._store.path.name}-wal", *paths]
+        return [*(path.name for path in self._store.files), *paths]
 
     def _receipt(self, erased: _Erased, subject: str, rewritten: Iterable[str]) -> Receipt:
         with self._store.read() as connection:

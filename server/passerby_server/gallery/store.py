@@ -179,7 +179,12 @@ class Store:
                 )
             self._writer.execute("DELETE FROM upkeep WHERE name = 'rewrite_due'")
             self._scrub_wanted = False
-        return self.path, self.path.with_name(f"{self.path.name}-wal")
+            return self.files
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those that a delete has written over: the database and its log; none while a read kept the log from that."""
+        return () if self._scrub_wanted else (self.path, self.path.with_name(f"{self.path.name}-wal"))
 
     @contextmanager
     def paused(self) -> Iterator[None]:

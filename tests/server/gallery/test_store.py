@@ -211,7 +211,7 @@ def test_delete_is_not_held_up_by_a_long_read_and_is_scrubbed_after_it(opened, f
     thumbnail = np.random.default_rng(1).bytes(500)
     put(opened, "t", [1, 0, 0, 0], thumbnail=thumbnail)
     with opened._store.read():
-        opened.delete_tracklet("g", "t")
+        assert opened.delete_tracklet("g", "t").rewritten_files == ()
     put(opened, "u", [1, 0, 0, 0])  # the next write does what the read prevented
     assert _holding(folder, thumbnail) == []
 
