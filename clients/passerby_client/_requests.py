@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,6 +167,8 @@ def search(
     group_by_identity: bool,
     query_camera: str,
     exclude_query_camera: bool,
+    query_time: tuple[datetime, datetime] | None,
+    travel_windows: Mapping[str, tuple[timedelta, timedelta]],
     false_match_rate: float | None,
     thumbnails: bool,
     max_message_bytes: int,
@@ -184,6 +186,13 @@ def search(
         false_match_rate=false_match_rate,
         include_thumbnails=thumbnails,
     )
+    for camera, (least, most) in travel_windows.items():
+        window = request.travel_windows.add(camera_id=camera)
+        window.min_time.FromTimedelta(least)
+        window.max_time.FromTimedelta(most)
+    if query_time is not None:
+        request.query_start_time.FromDatetime(query_time[0])
+        request.query_end_time.FromDatetime(query_time[1])
     if frames is not None:
         request.frames.CopyFrom(check_fits(frame_sequence(frames), max_message_bytes))
     if descriptor_ is not None:

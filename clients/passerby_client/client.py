@@ -354,6 +354,8 @@ class Client(Connection):
         group_by_identity: bool = False,
         query_camera: str = "",
         exclude_query_camera: bool = False,
+        query_time: tuple[datetime, datetime] | None = None,
+        travel_windows: Mapping[str, tuple[timedelta, timedelta]] | None = None,
         false_match_rate: float | None = None,
         thumbnails: bool = False,
         timeout: float | None = None,
@@ -369,6 +371,8 @@ class Client(Connection):
             start_time, end_time: seen at or after the one, and before the other; with a time zone.
             labels: all of these. identities: any of these.
             exclude_query_camera: not what the query's own camera saw (`query_camera`; known for a stored tracklet).
+            travel_windows: by camera the least and the most time between what it saw and the query (`query_time`, the
+                times of its first and last frame; known for a stored tracklet with times).
         How they are ranked:
             top_k: hits, or identities when grouped; the server's default (10) when None.
             rerank: k-reciprocal re-ranking of the best candidates; True for the defaults.
@@ -395,6 +399,8 @@ class Client(Connection):
             group_by_identity=group_by_identity,
             query_camera=query_camera,
             exclude_query_camera=exclude_query_camera,
+            query_time=query_time,
+            travel_windows=travel_windows or {},
             false_match_rate=false_match_rate,
             thumbnails=thumbnails,
             max_message_bytes=self._max_message_bytes,

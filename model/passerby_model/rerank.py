@@ -174,6 +174,7 @@ def shortlist_rerank(
     k1: int = 20,
     k2: int = 6,
     original_weight: float = 0.3,
+    check: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
     """Online re-ranking of one query's nearest candidates.
 
@@ -190,6 +191,8 @@ def shortlist_rerank(
         k2: neighbours in the query expansion, in [1, k1].
         original_weight: share of the original distance in the result, in [0, 1].
 
+        check: called between the steps; what it raises ends the work.
+
     Returns:
         float32 (G,) in [0, 1], in the order of `candidates`, lower is nearer. No candidates: empty.
 
@@ -203,12 +206,17 @@ def shortlist_rerank(
     items = np.concatenate([query[None, :], candidates]).astype(np.float32, copy=False)
     distances = cosine_distance(items, items) if metric == "cosine" else squared_euclidean(items, items)
     np.fill_diagonal(distances, 0.0)
-    reranked: NDArray[np.float32] = rerank_squared(distances, 1, k1, k2, original_weight)[0]
+    reranked: NDArray[np.float32] = rerank_squared(distances, 1, k1, k2, original_weight, check)[0]
     return reranked
 
 
 def rerank_squared(
-    squared: NDArray[np.float32], query_count: int, k1: int = 20, k2: int = 6, original_weight: float = 0.3
+    squared: NDArray[np.float32],
+    query_count: int,
+    k1: int = 20,
+    k2: int = 6,
+    original_weight: float = 0.3,
+    check: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
     """The method itself, on the squared distances of all items, the queries first.
 
@@ -218,6 +226,7 @@ def rerank_squared(
         k1: neighbours in the reciprocal set, >= 1; fewer where there are fewer items.
         k2: neighbours in the query expansion, in [1, k1].
         original_weight: share of the original distance in the result, in [0, 1].
+        check: called between the steps; what it raises ends the work.
 
     Returns:
         float32 (Q, M - Q) in [0, 1].
@@ -230,9 +239,12 @@ def rerank_squared(
         return np.zeros((query_count, squared.shape[0] - query_count), np.float32)
     largest = squared.max(axis=1, keepdims=True)
     distances = np.divide(squared, np.where(largest > 0.0, largest, 1.0), out=squared)  # step 1
+    check()
     blocks = _blocks(len(distances), len(distances))
     nearest = np.concatenate([nearest_columns(distances[block[0] : block[-1] + 1], k1 + 1) for block in blocks])
+    check()
     encoding = _encode(nearest, k1, lambda rows, columns: distances[rows, columns])
+    check()
     if k2 > 1:
         encoding = _expand(encoding, nearest[:, :k2])
     return _mixed(encoding, encoding.transposed(), distances[:query_count], 0, query_count, original_weight)

@@ -166,6 +166,11 @@ class ServerConfig(_Section):
         description="Which of the bundle's artefacts runs; auto takes bf16 where the bundle has it and the processor "
         "too, else the most exact one; int8 is taken by name only.",
     )
+    index: str = Field(
+        "auto",
+        description="Kind of index: auto (by size), exact, fp16, int8, or a FAISS factory string, with parameters after "
+        "a semicolon: `IVF4096,SQ8;nprobe=32`. docs/gallery.md explains the choice.",
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of the encoder; 0 for all cores.")
     decode_threads: int = Field(0, ge=0, le=256, description="Threads that decode frames; 0 for one per core.")
     allow_unverified: bool = Field(False, description="Serve a bundle whose parity report is missing or failed.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +31,7 @@ from passerby_server.gallery.types import (
     RetentionRule,
     TrackletFilter,
     TrackletRecord,
+    TravelWindow,
 )
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ MAX_KEEP_SECONDS = 100 * 366 * 86_400
 DEFAULT_PAGE_SIZE = 50
 DEFAULT_TOP_K = 10
 DEFAULT_RERANK = Rerank()
+MAX_TRAVEL = timedelta(days=366)
 
 METRICS = {
     "squared_euclidean": resources.METRIC_SQUARED_EUCLIDEAN,
@@ -223,8 +225,52 @@ def rerank(request: search_service.SearchTrackletsRequest, hits: int, limits: Li
         problems.add("rerank.original_weight", f"{weight} is not in [0, 1]")
     if not hits <= shortlist <= limits.max_shortlist:
         problems.add("rerank.shortlist_size", f"{shortlist} is not between top_k = {hits} and {limits.max_shortlist}")
+    budget = given.time_budget.ToNanoseconds() / 1e9 if given.HasField("time_budget") else default.budget
+    if budget <= 0:
+        problems.add("rerank.time_budget", f"{budget} s is not above 0")
     problems.check()
-    return Rerank(k1=k1, k2=k2, original_weight=weight, shortlist_size=shortlist)
+    return Rerank(k1=k1, k2=k2, original_weight=weight, shortlist_size=shortlist, budget=budget)
+
+
+def query_times(request: search_service.SearchTrackletsRequest) -> tuple[datetime, datetime] | None:
+    """When the query was seen, None when unsaid; raises InvalidArgumentError for one time without the other."""
+    given = [name for name in ("query_start_time", "query_end_time") if request.HasField(name)]
+    if not given:
+        return None
+    if len(given) == 1:
+        raise InvalidArgumentError.of(given[0], "needs query_start_time and query_end_time both", reason="TIME_RANGE")
+    start = to_datetime(request.query_start_time, "query_start_time")
+    end = to_datetime(request.query_end_time, "query_end_time")
+    if start > end:
+        raise InvalidArgumentError.of("query_end_time", "is before query_start_time", reason="TIME_RANGE")
+    return start, end
+
+
+def travel_windows(
+    request: search_service.SearchTrackletsRequest, times: tuple[datetime, datetime] | None, limits: Limits
+) -> tuple[TravelWindow, ...]:
+    """The windows about a query seen at `times`; raises InvalidArgumentError with a violation for each wrong field."""
+    problems, found, windows = Problems(), list(request.travel_windows), []
+    if found and times is None:
+        problems.add(
+            "travel_windows", "need query_start_time and query_end_time, or a stored tracklet with times as the query",
+            reason="QUERY_TIME_MISSING",
+        )  # fmt: skip
+    if len(found) > limits.max_filter_values:
+        problems.add("travel_windows", f"are {len(found)}, more than the allowed {limits.max_filter_values}")
+    if len({window.camera_id for window in found}) < len(found):
+        problems.add("travel_windows", "name a camera twice")
+    for number, window in enumerate(found[: limits.max_filter_values]):
+        at = f"travel_windows[{number}]"
+        shortest, longest = window.min_time.ToTimedelta(), window.max_time.ToTimedelta()
+        if not window.camera_id:
+            problems.add(f"{at}.camera_id", "is required")
+        if not timedelta(0) <= shortest <= longest <= MAX_TRAVEL or not window.HasField("max_time"):
+            problems.add(f"{at}.max_time", f"needs 0 <= min_time <= max_time <= {MAX_TRAVEL.days} days")
+        if times is not None:
+            windows.append(TravelWindow(window.camera_id, shortest, longest, *times))
+    problems.check()
+    return tuple(windows)
 
 
 def descriptor(message: resources.TrackletDescriptor, field: str = "tracklet_descriptor") -> NDArray[np.float32]:

@@ -82,7 +82,9 @@ class Runtime:
         size, manifest = bundle.manifest.input, bundle.manifest
         await asyncio.to_thread(warm_up, backend, (size.snippet_length, size.height, size.width, 3), max_batch)
         rewrite_delay = timedelta(seconds=config.upkeep.rewrite_seconds)
-        galleries = await asyncio.to_thread(open_galleries, config.data, rewrite_delay=rewrite_delay)
+        galleries = await asyncio.to_thread(
+            open_galleries, config.data, rewrite_delay=rewrite_delay, index=config.index
+        )
         self._stack.callback(galleries.close)
         decoder = Decoder(size.height, size.width, config.limits, config.decode_threads or usable_cores())
         self._stack.callback(decoder.close)

@@ -22,11 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from passerby.v1 import resources_pb2 as passerby_dot_v1_dot_resources__pb2
 from passerby.v1 import tracklet_service_pb2 as passerby_dot_v1_dot_tracklet__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n passerby/v1/search_service.proto\x12\x0bpasserby.v1\x1a\x1bpasserby/v1/resources.proto\x1a\"passerby/v1/tracklet_service.proto\"\xa1\x01\n\rRerankOptions\x12\x0f\n\x02k1\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x02k2\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1c\n\x0foriginal_weight\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x1b\n\x0eshortlist_size\x18\x04 \x01(\x05H\x03\x88\x01\x01\x42\x05\n\x03_k1B\x05\n\x03_k2B\x12\n\x10_original_weightB\x11\n\x0f_shortlist_size\"\xcc\x03\n\x16SearchTrackletsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12,\n\x06\x66rames\x18\x02 \x01(\x0b\x32\x1a.passerby.v1.FrameSequenceH\x00\x12>\n\x13tracklet_descriptor\x18\x03 \x01(\x0b\x32\x1f.passerby.v1.TrackletDescriptorH\x00\x12\x12\n\x08tracklet\x18\x04 \x01(\tH\x00\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12+\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x1b.passerby.v1.TrackletFilter\x12*\n\x06rerank\x18\x07 \x01(\x0b\x32\x1a.passerby.v1.RerankOptions\x12\x19\n\x11group_by_identity\x18\x08 \x01(\x08\x12\x17\n\x0fquery_camera_id\x18\t \x01(\t\x12\x1c\n\x14\x65xclude_query_camera\x18\n \x01(\x08\x12\x1d\n\x10\x66\x61lse_match_rate\x18\x0b \x01(\x02H\x02\x88\x01\x01\x12\x1a\n\x12include_thumbnails\x18\x0c \x01(\x08\x42\x07\n\x05queryB\x08\n\x06_top_kB\x13\n\x11_false_match_rate\"\xe1\x01\n\tSearchHit\x12\'\n\x08tracklet\x18\x01 \x01(\x0b\x32\x15.passerby.v1.Tracklet\x12\x10\n\x08\x64istance\x18\x02 \x01(\x02\x12\x1e\n\x11reranked_distance\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\'\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0e\x32\x15.passerby.v1.Decision\x12\'\n\x08siblings\x18\x05 \x03(\x0b\x32\x15.passerby.v1.Tracklet\x12\x11\n\tthumbnail\x18\x06 \x01(\x0c\x42\x14\n\x12_reranked_distance\"\x91\x01\n\x17SearchTrackletsResponse\x12$\n\x04hits\x18\x01 \x03(\x0b\x32\x16.passerby.v1.SearchHit\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x10\n\x08reranked\x18\x03 \x01(\x08\x12#\n\x06metric\x18\x04 \x01(\x0e\x32\x13.passerby.v1.Metric*g\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_MATCH\x10\x01\x12\x16\n\x12\x44\x45\x43ISION_UNCERTAIN\x10\x02\x12\x15\n\x11\x44\x45\x43ISION_NO_MATCH\x10\x03\x32r\n\rSearchService\x12\x61\n\x0fSearchTracklets\x12#.passerby.v1.SearchTrackletsRequest\x1a$.passerby.v1.SearchTrackletsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n passerby/v1/search_service.proto\x12\x0bpasserby.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bpasserby/v1/resources.proto\x1a\"passerby/v1/tracklet_service.proto\"\xd1\x01\n\rRerankOptions\x12\x0f\n\x02k1\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x02k2\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1c\n\x0foriginal_weight\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x1b\n\x0eshortlist_size\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12.\n\x0btime_budget\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x05\n\x03_k1B\x05\n\x03_k2B\x12\n\x10_original_weightB\x11\n\x0f_shortlist_size\"{\n\x0cTravelWindow\x12\x11\n\tcamera_id\x18\x01 \x01(\t\x12+\n\x08min_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08max_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe9\x04\n\x16SearchTrackletsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12,\n\x06\x66rames\x18\x02 \x01(\x0b\x32\x1a.passerby.v1.FrameSequenceH\x00\x12>\n\x13tracklet_descriptor\x18\x03 \x01(\x0b\x32\x1f.passerby.v1.TrackletDescriptorH\x00\x12\x12\n\x08tracklet\x18\x04 \x01(\tH\x00\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12+\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x1b.passerby.v1.TrackletFilter\x12*\n\x06rerank\x18\x07 \x01(\x0b\x32\x1a.passerby.v1.RerankOptions\x12\x19\n\x11group_by_identity\x18\x08 \x01(\x08\x12\x17\n\x0fquery_camera_id\x18\t \x01(\t\x12\x1c\n\x14\x65xclude_query_camera\x18\n \x01(\x08\x12\x1d\n\x10\x66\x61lse_match_rate\x18\x0b \x01(\x02H\x02\x88\x01\x01\x12\x1a\n\x12include_thumbnails\x18\x0c \x01(\x08\x12\x31\n\x0etravel_windows\x18\r \x03(\x0b\x32\x19.passerby.v1.TravelWindow\x12\x34\n\x10query_start_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0equery_end_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05queryB\x08\n\x06_top_kB\x13\n\x11_false_match_rate\"\xe1\x01\n\tSearchHit\x12\'\n\x08tracklet\x18\x01 \x01(\x0b\x32\x15.passerby.v1.Tracklet\x12\x10\n\x08\x64istance\x18\x02 \x01(\x02\x12\x1e\n\x11reranked_distance\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\'\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0e\x32\x15.passerby.v1.Decision\x12\'\n\x08siblings\x18\x05 \x03(\x0b\x32\x15.passerby.v1.Tracklet\x12\x11\n\tthumbnail\x18\x06 \x01(\x0c\x42\x14\n\x12_reranked_distance\"\xa9\x01\n\x17SearchTrackletsResponse\x12$\n\x04hits\x18\x01 \x03(\x0b\x32\x16.passerby.v1.SearchHit\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x10\n\x08reranked\x18\x03 \x01(\x08\x12#\n\x06metric\x18\x04 \x01(\x0e\x32\x13.passerby.v1.Metric\x12\x16\n\x0ererank_skipped\x18\x05 \x01(\x08*g\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_MATCH\x10\x01\x12\x16\n\x12\x44\x45\x43ISION_UNCERTAIN\x10\x02\x12\x15\n\x11\x44\x45\x43ISION_NO_MATCH\x10\x03\x32r\n\rSearchService\x12\x61\n\x0fSearchTracklets\x12#.passerby.v1.SearchTrackletsRequest\x1a$.passerby.v1.SearchTrackletsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +37,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SEARCHSERVICE'].methods_by_name['SearchTracklets']._loaded_options = None
   _globals['_SEARCHSERVICE'].methods_by_name['SearchTracklets']._serialized_options = b'\220\002\001'
-  _globals['_DECISION']._serialized_start=1117
-  _globals['_DECISION']._serialized_end=1220
-  _globals['_RERANKOPTIONS']._serialized_start=115
-  _globals['_RERANKOPTIONS']._serialized_end=276
-  _globals['_SEARCHTRACKLETSREQUEST']._serialized_start=279
-  _globals['_SEARCHTRACKLETSREQUEST']._serialized_end=739
-  _globals['_SEARCHHIT']._serialized_start=742
-  _globals['_SEARCHHIT']._serialized_end=967
-  _globals['_SEARCHTRACKLETSRESPONSE']._serialized_start=970
-  _globals['_SEARCHTRACKLETSRESPONSE']._serialized_end=1115
-  _globals['_SEARCHSERVICE']._serialized_start=1222
-  _globals['_SEARCHSERVICE']._serialized_end=1336
+  _globals['_DECISION']._serialized_start=1536
+  _globals['_DECISION']._serialized_end=1639
+  _globals['_RERANKOPTIONS']._serialized_start=180
+  _globals['_RERANKOPTIONS']._serialized_end=389
+  _globals['_TRAVELWINDOW']._serialized_start=391
+  _globals['_TRAVELWINDOW']._serialized_end=514
+  _globals['_SEARCHTRACKLETSREQUEST']._serialized_start=517
+  _globals['_SEARCHTRACKLETSREQUEST']._serialized_end=1134
+  _globals['_SEARCHHIT']._serialized_start=1137
+  _globals['_SEARCHHIT']._serialized_end=1362
+  _globals['_SEARCHTRACKLETSRESPONSE']._serialized_start=1365
+  _globals['_SEARCHTRACKLETSRESPONSE']._serialized_end=1534
+  _globals['_SEARCHSERVICE']._serialized_start=1641
+  _globals['_SEARCHSERVICE']._serialized_end=1755
 # @@protoc_insertion_point(module_scope)

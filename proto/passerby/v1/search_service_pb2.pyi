@@ -5,7 +5,9 @@ Search."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from passerby.v1 import resources_pb2 as _resources_pb2
@@ -61,6 +63,7 @@ class RerankOptions(_message.Message):
     K2_FIELD_NUMBER: _builtins.int
     ORIGINAL_WEIGHT_FIELD_NUMBER: _builtins.int
     SHORTLIST_SIZE_FIELD_NUMBER: _builtins.int
+    TIME_BUDGET_FIELD_NUMBER: _builtins.int
     k1: _builtins.int
     """Neighbours in the reciprocal set, at least 1; default 20."""
     k2: _builtins.int
@@ -69,6 +72,13 @@ class RerankOptions(_message.Message):
     """Weight of the original distance, in [0, 1]; default 0.3."""
     shortlist_size: _builtins.int
     """Candidates that are re-ranked; default 200, at least top_k."""
+    @_builtins.property
+    def time_budget(self) -> _duration_pb2.Duration:
+        """Most time that re-ranking may add, above 0; default 1 s, and never more
+        than half of what is left of the call's deadline. When it does not suffice
+        the answer is in plain order and says so (`rerank_skipped`).
+        """
+
     def __init__(
         self,
         *,
@@ -76,10 +86,11 @@ class RerankOptions(_message.Message):
         k2: _builtins.int | None = ...,
         original_weight: _builtins.float | None = ...,
         shortlist_size: _builtins.int | None = ...,
+        time_budget: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_k1", b"_k1", "_k2", b"_k2", "_original_weight", b"_original_weight", "_shortlist_size", b"_shortlist_size", "k1", b"k1", "k2", b"k2", "original_weight", b"original_weight", "shortlist_size", b"shortlist_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k1", b"_k1", "_k2", b"_k2", "_original_weight", b"_original_weight", "_shortlist_size", b"_shortlist_size", "k1", b"k1", "k2", b"k2", "original_weight", b"original_weight", "shortlist_size", b"shortlist_size", "time_budget", b"time_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k1", b"_k1", "_k2", b"_k2", "_original_weight", b"_original_weight", "_shortlist_size", b"_shortlist_size", "k1", b"k1", "k2", b"k2", "original_weight", b"original_weight", "shortlist_size", b"shortlist_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k1", b"_k1", "_k2", b"_k2", "_original_weight", b"_original_weight", "_shortlist_size", b"_shortlist_size", "k1", b"k1", "k2", b"k2", "original_weight", b"original_weight", "shortlist_size", b"shortlist_size", "time_budget", b"time_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k1: _TypeAlias = _typing.Literal["k1"]  # noqa: Y015
     _WhichOneofArgType__k1: _TypeAlias = _typing.Literal["_k1", b"_k1"]  # noqa: Y015
@@ -101,6 +112,43 @@ class RerankOptions(_message.Message):
 Global___RerankOptions: _TypeAlias = RerankOptions  # noqa: Y015
 
 @_typing.final
+class TravelWindow(_message.Message):
+    """How long people take between the query's camera and another one. The time
+    between two tracklets is from the end of the earlier to the start of the
+    later, 0 when they overlap; either may be the query.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAMERA_ID_FIELD_NUMBER: _builtins.int
+    MIN_TIME_FIELD_NUMBER: _builtins.int
+    MAX_TIME_FIELD_NUMBER: _builtins.int
+    camera_id: _builtins.str
+    """The other camera. Required, each once."""
+    @_builtins.property
+    def min_time(self) -> _duration_pb2.Duration:
+        """Least time, at least 0; default 0."""
+
+    @_builtins.property
+    def max_time(self) -> _duration_pb2.Duration:
+        """Most time, not below `min_time`. Required."""
+
+    def __init__(
+        self,
+        *,
+        camera_id: _builtins.str = ...,
+        min_time: _duration_pb2.Duration | None = ...,
+        max_time: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_time", b"max_time", "min_time", b"min_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_id", b"camera_id", "max_time", b"max_time", "min_time", b"min_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TravelWindow: _TypeAlias = TravelWindow  # noqa: Y015
+
+@_typing.final
 class SearchTrackletsRequest(_message.Message):
     """Request of SearchTracklets."""
 
@@ -118,6 +166,9 @@ class SearchTrackletsRequest(_message.Message):
     EXCLUDE_QUERY_CAMERA_FIELD_NUMBER: _builtins.int
     FALSE_MATCH_RATE_FIELD_NUMBER: _builtins.int
     INCLUDE_THUMBNAILS_FIELD_NUMBER: _builtins.int
+    TRAVEL_WINDOWS_FIELD_NUMBER: _builtins.int
+    QUERY_START_TIME_FIELD_NUMBER: _builtins.int
+    QUERY_END_TIME_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`galleries/{gallery}`. Required."""
     tracklet: _builtins.str
@@ -159,6 +210,23 @@ class SearchTrackletsRequest(_message.Message):
     def rerank(self) -> Global___RerankOptions:
         """Re-rank the candidates when set."""
 
+    @_builtins.property
+    def travel_windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___TravelWindow]:
+        """A tracklet of one of these cameras may be a hit only if the time between it
+        and the query is within the camera's window; one without times is none.
+        Other cameras are not concerned.
+        """
+
+    @_builtins.property
+    def query_start_time(self) -> _timestamp_pb2.Timestamp:
+        """Time of the query's first frame. Known already when the query is a stored
+        tracklet with times; needed with `travel_windows` otherwise.
+        """
+
+    @_builtins.property
+    def query_end_time(self) -> _timestamp_pb2.Timestamp:
+        """Time of the query's last frame, likewise."""
+
     def __init__(
         self,
         *,
@@ -174,10 +242,13 @@ class SearchTrackletsRequest(_message.Message):
         exclude_query_camera: _builtins.bool = ...,
         false_match_rate: _builtins.float | None = ...,
         include_thumbnails: _builtins.bool = ...,
+        travel_windows: _abc.Iterable[Global___TravelWindow] | None = ...,
+        query_start_time: _timestamp_pb2.Timestamp | None = ...,
+        query_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_false_match_rate", b"_false_match_rate", "_top_k", b"_top_k", "false_match_rate", b"false_match_rate", "filter", b"filter", "frames", b"frames", "query", b"query", "rerank", b"rerank", "top_k", b"top_k", "tracklet", b"tracklet", "tracklet_descriptor", b"tracklet_descriptor"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_false_match_rate", b"_false_match_rate", "_top_k", b"_top_k", "false_match_rate", b"false_match_rate", "filter", b"filter", "frames", b"frames", "query", b"query", "query_end_time", b"query_end_time", "query_start_time", b"query_start_time", "rerank", b"rerank", "top_k", b"top_k", "tracklet", b"tracklet", "tracklet_descriptor", b"tracklet_descriptor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_false_match_rate", b"_false_match_rate", "_top_k", b"_top_k", "exclude_query_camera", b"exclude_query_camera", "false_match_rate", b"false_match_rate", "filter", b"filter", "frames", b"frames", "group_by_identity", b"group_by_identity", "include_thumbnails", b"include_thumbnails", "parent", b"parent", "query", b"query", "query_camera_id", b"query_camera_id", "rerank", b"rerank", "top_k", b"top_k", "tracklet", b"tracklet", "tracklet_descriptor", b"tracklet_descriptor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_false_match_rate", b"_false_match_rate", "_top_k", b"_top_k", "exclude_query_camera", b"exclude_query_camera", "false_match_rate", b"false_match_rate", "filter", b"filter", "frames", b"frames", "group_by_identity", b"group_by_identity", "include_thumbnails", b"include_thumbnails", "parent", b"parent", "query", b"query", "query_camera_id", b"query_camera_id", "query_end_time", b"query_end_time", "query_start_time", b"query_start_time", "rerank", b"rerank", "top_k", b"top_k", "tracklet", b"tracklet", "tracklet_descriptor", b"tracklet_descriptor", "travel_windows", b"travel_windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__false_match_rate: _TypeAlias = _typing.Literal["false_match_rate"]  # noqa: Y015
     _WhichOneofArgType__false_match_rate: _TypeAlias = _typing.Literal["_false_match_rate", b"_false_match_rate"]  # noqa: Y015
@@ -252,12 +323,17 @@ class SearchTrackletsResponse(_message.Message):
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     RERANKED_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
+    RERANK_SKIPPED_FIELD_NUMBER: _builtins.int
     model_fingerprint: _builtins.str
     """Fingerprint of the model whose descriptors were compared."""
     reranked: _builtins.bool
     """True when the hits are in re-ranked order."""
     metric: _resources_pb2.Metric.ValueType
     """Metric of the distances."""
+    rerank_skipped: _builtins.bool
+    """True when re-ranking was asked for and left out, because it would have
+    taken longer than its time budget: the hits are in plain order.
+    """
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchHit]:
         """Best first."""
@@ -269,10 +345,11 @@ class SearchTrackletsResponse(_message.Message):
         model_fingerprint: _builtins.str = ...,
         reranked: _builtins.bool = ...,
         metric: _resources_pb2.Metric.ValueType = ...,
+        rerank_skipped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits", "metric", b"metric", "model_fingerprint", b"model_fingerprint", "reranked", b"reranked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits", "metric", b"metric", "model_fingerprint", b"model_fingerprint", "rerank_skipped", b"rerank_skipped", "reranked", b"reranked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

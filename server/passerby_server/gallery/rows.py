@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from passerby.errors import DataLossError, NotFoundError
 from passerby.names import gallery_name, tracklet_name
 
-from passerby_server.gallery.types import GalleryRecord, ModelSpace, TrackletFilter, TrackletRecord
+from passerby_server.gallery.types import GalleryRecord, ModelSpace, TrackletFilter, TrackletRecord, TravelWindow
 
 logger = logging.getLogger(__name__)
 
@@ -143,10 +143,28 @@ def filter_sql(gallery_key: int, where: TrackletFilter) -> tuple[str, list[Any]]
     if where.end_time is not None:
         conditions.append("start_time < ?")
         values.append(to_microseconds(where.end_time))
+    if where.travel:
+        condition, times = _travel_sql(where.travel)
+        conditions.append(condition)
+        values.extend(times)
     for key, value in where.labels.items():
         conditions.append("vector_id IN (SELECT vector_id FROM labels WHERE key = ? AND value = ?)")
         values.extend((key, value))
     return " AND ".join(conditions), values
+
+
+def _travel_sql(windows: Sequence[TravelWindow]) -> tuple[str, list[Any]]:
+    """Tracklets of other cameras, or seen long enough after or before the query; overlapping where 0 is enough."""
+    parts = [f"camera_id NOT IN ({_marks(windows)})"]
+    values: list[Any] = [window.camera_id for window in windows]
+    for window in windows:
+        start, end = to_microseconds(window.start_time) or 0, to_microseconds(window.end_time) or 0
+        least, most = window.shortest // MICROSECOND, window.longest // MICROSECOND
+        overlaps = " OR (start_time <= ? AND end_time >= ?)" if least <= 0 else ""
+        parts.append(f"(camera_id = ? AND (start_time BETWEEN ? AND ? OR end_time BETWEEN ? AND ?{overlaps}))")
+        values += [window.camera_id, end + least, end + most, start - most, start - least]
+        values += [end, start] if overlaps else []
+    return f"({' OR '.join(parts)})", values
 
 
 def get_identities(connection: sqlite3.Connection, vector_ids: Iterable[int]) -> dict[int, str]:

@@ -7,7 +7,7 @@ the caller tries again, so that an answer is never short because of a delete tha
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,8 +18,9 @@ from passerby_model.rerank import check_options, shortlist_rerank
 from passerby_server.gallery import rows
 from passerby_server.gallery.descriptors import stored_in
 from passerby_server.gallery.index import Index, Stored
+from passerby_server.gallery.pace import PACE, LateError
 from passerby_server.gallery.rows import GalleryRow
-from passerby_server.gallery.types import MAX_SIBLINGS, Hit, SearchQuery, TrackletFilter, TrackletRecord
+from passerby_server.gallery.types import MAX_SIBLINGS, Hit, Rerank, SearchQuery, TrackletFilter, TrackletRecord
 
 MAX_SHORTLIST = 2000
 """Candidates of one re-ranking at most: its distances are an M x M matrix (16 MB) and its time grows as M^2."""
@@ -46,6 +47,8 @@ def check_query(query: SearchQuery) -> None:
         raise InvalidArgumentError.of("top_k", f"must be at least 1, not {query.top_k}")
     if query.rerank is not None:
         check_options(query.rerank.k1, query.rerank.k2, query.rerank.original_weight)
+        if not query.rerank.budget > 0:
+            raise InvalidArgumentError.of("rerank.time_budget", f"must be above 0, not {query.rerank.budget} s")
         if not 1 <= query.rerank.shortlist_size <= MAX_SHORTLIST:
             raise InvalidArgumentError.of(
                 "rerank.shortlist_size", f"must be from 1 to {MAX_SHORTLIST}, not {query.rerank.shortlist_size}"
@@ -124,17 +127,25 @@ class _Ranker:
         if options is None or not nearest:
             return nearest
         ids = np.array([ranked.vector_id for ranked in nearest], np.int64)
-        kept, vectors = self._index.take(np.sort(ids), self._stored)
-        if len(kept) < len(ids):
-            raise StateMovedError
-        vectors = vectors[np.searchsorted(kept, ids)]
-        reranked = shortlist_rerank(
-            self._query.descriptor, vectors, self._metric, options.k1, options.k2, options.original_weight
-        )
+        try:
+            reranked = PACE.within(options.budget, len(ids), lambda check: self._reranked(ids, options, check))
+        except LateError:
+            return nearest
         # Equal re-ranked distances keep the order by distance, and that keeps the storing order.
         return [
             replace(nearest[place], reranked=float(reranked[place])) for place in np.argsort(reranked, kind="stable")
         ]
+
+    def _reranked(self, ids: NDArray[np.int64], options: Rerank, check: Callable[[], None]) -> NDArray[np.float32]:
+        """Re-ranked distances float32 (n,) of the nearest, in their order."""
+        kept, vectors = self._index.take(np.sort(ids), self._stored)
+        if len(kept) < len(ids):
+            raise StateMovedError
+        vectors = vectors[np.searchsorted(kept, ids)]
+        check()
+        return shortlist_rerank(
+            self._query.descriptor, vectors, self._metric, options.k1, options.k2, options.original_weight, check
+        )
 
 
 def _excluded(connection: sqlite3.Connection, gallery: GalleryRow, query: SearchQuery) -> int | None:

@@ -20,7 +20,7 @@ import struct
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +93,7 @@ def is_past(connection: sqlite3.Connection, header: Header) -> bool:
 def write(path: Path, key: bytes, snapshot: Snapshot, stop: threading.Event) -> None:
     """Writes `path` anew. Raises OSError, and StoppedError once `stop` is set; what it wrote until then is removed."""
     header = json.dumps(asdict(snapshot.header)).encode()
-    parts = [MAGIC + _LENGTH.pack(len(header)) + header, snapshot.ids.astype("<i8"), snapshot.codes]
+    parts: list[Any] = [MAGIC + _LENGTH.pack(len(header)) + header, snapshot.ids.astype("<i8"), snapshot.codes]
     digest = hmac.new(key, digestmod="sha256")
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -129,7 +129,7 @@ def read(path: Path, key: bytes) -> Snapshot | None:
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     expected = hmac.new(key, digestmod="sha256")
     for start in range(0, len(body), CHUNK_BYTES):
-        expected.update(memoryview(body[start : start + CHUNK_BYTES]))
+        expected.update(body[start : start + CHUNK_BYTES].data)
     if len(content) < _DIGEST_BYTES or not hmac.compare_digest(expected.digest(), digest.tobytes()):
         logger.warning("the index's snapshot %s is damaged or not this store's: built from the store", path.name)
         return None

@@ -66,6 +66,18 @@ class TrackletRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TravelWindow:
+    """Only tracklets of the camera whose time from the query's, which lasts from `start_time` to `end_time`, is from
+    `shortest` to `longest`; two that overlap are 0 apart, one without times never passes. Other cameras all pass."""
+
+    camera_id: str
+    shortest: timedelta
+    longest: timedelta
+    start_time: datetime
+    end_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class TrackletFilter:
     """Which tracklets count. Empty fields do not restrict; set ones all apply.
 
@@ -79,16 +91,20 @@ class TrackletFilter:
     end_time: datetime | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     identity_ids: frozenset[str] = frozenset()
+    travel: tuple[TravelWindow, ...] = ()
+    """At most one for each camera."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
-    """k-reciprocal re-ranking (arXiv 1701.08398) of the nearest `shortlist_size` candidates."""
+    """k-reciprocal re-ranking (arXiv 1701.08398) of the nearest `shortlist_size` candidates, or none at all if that
+    would take longer than `budget` seconds: then no hit has a re-ranked distance."""
 
     k1: int = 20
     k2: int = 6
     original_weight: float = 0.3
     shortlist_size: int = 200
+    budget: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,9 @@ def check_filter(where: TrackletFilter) -> None:
     """Raises InvalidArgumentError for times without a time zone."""
     _check_aware("filter.start_time", where.start_time)
     _check_aware("filter.end_time", where.end_time)
+    for window in where.travel:
+        _check_aware("query_start_time", window.start_time)
+        _check_aware("query_end_time", window.end_time)
 
 
 def _check_aware(field: str, time: datetime | None) -> None:

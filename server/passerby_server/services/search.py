@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from passerby_server.gallery.types import GalleryRecord, Rerank, SearchQuery, Tr
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Runtime, check_fingerprint, deadline_of
 
+MIN_BUDGET = 1e-6
+"""Seconds: of a call whose time is up, for which nothing is re-ranked."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Query:
@@ -26,6 +30,8 @@ class _Query:
     descriptor: NDArray[np.float32]
     camera_id: str
     tracklet_id: str = ""
+    times: tuple[datetime, datetime] | None = None
+    """Of its first and its last frame."""
 
 
 class SearchService(v1_grpc.SearchServiceServicer):
@@ -46,6 +52,8 @@ class SearchService(v1_grpc.SearchServiceServicer):
         query = await self._query(request, gallery, context)
         if request.exclude_query_camera:
             filter = dataclasses.replace(filter, exclude_camera_ids=filter.exclude_camera_ids | {query.camera_id})
+        windows = convert.travel_windows(request, query.times, self._runtime.config.limits)
+        filter = dataclasses.replace(filter, travel=windows)
         found = await self._runtime.reading(
             galleries.search,
             gallery_id,
@@ -54,16 +62,18 @@ class SearchService(v1_grpc.SearchServiceServicer):
                 fingerprint=gallery.space.fingerprint,
                 top_k=hits,
                 filter=filter,
-                rerank=options,
+                rerank=_in_time(options, context),
                 group_by_identity=request.group_by_identity,
                 exclude_tracklet_id=query.tracklet_id,
                 include_thumbnails=request.include_thumbnails,
             ),
         )
+        skipped = options is not None and bool(found) and all(hit.reranked_distance is None for hit in found)
         return v1.SearchTrackletsResponse(
             hits=[convert.hit_message(hit, thresholds) for hit in found],
             model_fingerprint=gallery.space.fingerprint,
-            reranked=options is not None,
+            reranked=options is not None and not skipped,
+            rerank_skipped=skipped,
             metric=convert.METRICS[gallery.space.metric],
         )
 
@@ -79,6 +89,7 @@ class SearchService(v1_grpc.SearchServiceServicer):
             problems.add("query", "is required: set frames, tracklet_descriptor or tracklet", reason="QUERY_MISSING")
         if request.exclude_query_camera and not request.query_camera_id and kind != "tracklet":
             problems.add("query_camera_id", "is required with exclude_query_camera", reason="QUERY_CAMERA_MISSING")
+        problems.catch(convert.query_times, request)
         if request.HasField("false_match_rate") and not 0 < request.false_match_rate < 1:
             problems.add("false_match_rate", f"{request.false_match_rate} is not between 0 and 1")
         problems.check()
@@ -97,11 +108,11 @@ class SearchService(v1_grpc.SearchServiceServicer):
                     f"has {len(descriptor)} values, the gallery's descriptors have {gallery.space.descriptor_dim}",
                     reason="DESCRIPTOR_SIZE",
                 )
-            return _Query(descriptor, request.query_camera_id)
+            return _Query(descriptor, request.query_camera_id, times=convert.query_times(request))
         loaded = self._runtime.loaded
         check_fingerprint(loaded.space.fingerprint, gallery, "this server runs")
         encoded = await loaded.encoder.encode(request.frames.frames, deadline=deadline_of(context))
-        return _Query(encoded.descriptor, request.query_camera_id)
+        return _Query(encoded.descriptor, request.query_camera_id, times=convert.query_times(request))
 
     async def _stored(self, request: v1.SearchTrackletsRequest, gallery: GalleryRecord) -> _Query:
         gallery_id, tracklet_id = names.parse_tracklet_name(request.tracklet, field="tracklet")
@@ -114,4 +125,13 @@ class SearchService(v1_grpc.SearchServiceServicer):
         if request.query_camera_id not in ("", record.camera_id):
             raise InvalidArgumentError.of("query_camera_id", "is not the camera of the stored tracklet")
         descriptor = await self._runtime.reading(galleries.get_descriptor, gallery_id, tracklet_id)
-        return _Query(descriptor, record.camera_id, tracklet_id)
+        times = (record.start_time, record.end_time) if record.start_time and record.end_time else None
+        return _Query(descriptor, record.camera_id, tracklet_id, convert.query_times(request) or times)
+
+
+def _in_time(options: Rerank | None, context: Context) -> Rerank | None:
+    """Re-ranking that leaves at least half of the call's remaining time to the rest."""
+    remaining = context.time_remaining()
+    if options is None or remaining is None:
+        return options
+    return dataclasses.replace(options, budget=min(options.budget, max(remaining / 2, MIN_BUDGET)))

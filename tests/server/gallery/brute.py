@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 from numpy.typing import NDArray
-from passerby_server.gallery.types import MAX_SIBLINGS, NewTracklet, SearchQuery, TrackletFilter
+from passerby_server.gallery.types import MAX_SIBLINGS, NewTracklet, SearchQuery, TrackletFilter, TravelWindow
 
 
 @dataclass
@@ -22,8 +23,18 @@ def passes(tracklet: NewTracklet, where: TrackletFilter) -> bool:
         and (not where.identity_ids or tracklet.identity_id in where.identity_ids)
         and all(tracklet.labels.get(key) == value for key, value in where.labels.items())
         and (where.start_time is None or (tracklet.end_time is not None and tracklet.end_time >= where.start_time))
+        and all(travels(tracklet, window) for window in where.travel)
         and (where.end_time is None or (tracklet.start_time is not None and tracklet.start_time < where.end_time))
     )
+
+
+def travels(tracklet: NewTracklet, window: TravelWindow) -> bool:
+    if tracklet.camera_id != window.camera_id:
+        return True
+    if tracklet.start_time is None or tracklet.end_time is None:
+        return False
+    apart = max(tracklet.start_time - window.end_time, window.start_time - tracklet.end_time, timedelta(0))
+    return window.shortest <= apart <= window.longest
 
 
 def distance(a, b, metric) -> float:

@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from passerby.errors import NotFoundError
 from passerby_model.rerank import shortlist_rerank
 from passerby_server.gallery import index as index_module
 from passerby_server.gallery.embedded import open_galleries
-from passerby_server.gallery.types import ModelSpace, NewTracklet, Rerank, TrackletFilter
+from passerby_server.gallery.types import ModelSpace, NewTracklet, Rerank, TrackletFilter, TravelWindow
 
 from tests.server.gallery.brute import Entry, grouped, ranking
 from tests.server.gallery.filling import ask, at, ids
@@ -28,6 +29,12 @@ VECTORS = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=D, max_size=
 CAMERAS, PEOPLE = ["c0", "c1", "c2"], ["", "p0", "p1", "p2", "p3"]
 TIMES = st.none() | st.tuples(st.integers(0, 5), st.integers(0, 3)).map(lambda t: (at(t[0]), at(t[0] + t[1])))
 TRACKLETS = st.tuples(VECTORS, st.sampled_from(CAMERAS), st.sampled_from(PEOPLE), TIMES, st.sampled_from(["x", "y"]))
+TRAVEL = st.builds(
+    lambda camera, least, more, start, length: TravelWindow(
+        camera, timedelta(minutes=least), timedelta(minutes=least + more), at(start), at(start + length)
+    ),
+    st.sampled_from(CAMERAS), st.integers(0, 3), st.integers(0, 4), st.integers(0, 6), st.integers(0, 2),
+)  # fmt: skip
 FILTERS = st.builds(
     TrackletFilter,
     camera_ids=st.sets(st.sampled_from(CAMERAS), max_size=2).map(frozenset),
@@ -36,6 +43,7 @@ FILTERS = st.builds(
     end_time=st.none() | st.integers(0, 8).map(at),
     labels=st.sampled_from([{}, {}, {"k": "x"}]),
     identity_ids=st.sets(st.sampled_from(PEOPLE[1:]), max_size=2).map(frozenset),
+    travel=st.just(()) | st.tuples(TRAVEL),
 )
 STEPS = st.lists(
     st.one_of(
