@@ -308,7 +308,7 @@ class EmbeddedGalleries(Erasing, Correcting, Maintaining):
                 live.rebuild(connection)
             if live.stale:
                 raise search.StateMovedError
-            return search.run(connection, gallery, live.index, query)
+            return search.run(connection, gallery, live.index, query, live.audit)
 
     def _of_tracklet(
         self, gallery_id: str, tracklet_id: str, get: Callable[[sqlite3.Connection, GalleryRow, int], T]

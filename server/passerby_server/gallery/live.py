@@ -18,6 +18,7 @@ from passerby_server.gallery.approximate import ApproximateIndex
 from passerby_server.gallery.descriptors import StoppedError
 from passerby_server.gallery.index import ExactIndex, Index
 from passerby_server.gallery.kinds import EXACT, IndexKind
+from passerby_server.gallery.recall import RecallAudit
 from passerby_server.gallery.shelf import Shelf
 from passerby_server.gallery.store import Store
 from passerby_server.gallery.types import ModelSpace
@@ -47,6 +48,7 @@ class LiveIndex:
         shelf: Shelf | None = None,
     ) -> None:
         self._shelf = shelf
+        self.audit = RecallAudit(gallery_key, space)
         self._gallery_key = gallery_key
         self._space = space
         self._pool = pool
@@ -164,6 +166,7 @@ class LiveIndex:
 
     def _switch(self, index: Index, kind: IndexKind) -> None:
         self.index, self.kind = index, kind
+        self.audit.forget()
         self.stale = False
 
     def _empty(self) -> Index:

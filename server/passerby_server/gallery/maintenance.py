@@ -1,4 +1,5 @@
-"""What an embedded gallery does in the background for its indexes: build the kind that is wanted, switch to it, and keep a snapshot of it.
+"""What an embedded gallery does in the background for its indexes: build the kind that is wanted, switch to it, keep a snapshot of
+it, and audit what it finds.
 
 One thread for all galleries. It is the index's own, apart from the upkeep that erases on time: a build takes minutes.
 """
@@ -16,9 +17,11 @@ import faiss
 from passerby.errors import UnavailableError
 
 from passerby_server.gallery import rows
+from passerby_server.gallery.descriptors import StoppedError
 from passerby_server.gallery.home import Home
 from passerby_server.gallery.kinds import IndexKind
 from passerby_server.gallery.live import LiveIndex
+from passerby_server.gallery.recall import Recall
 from passerby_server.gallery.shelf import Shelf
 from passerby_server.gallery.snapshot import path_of
 
@@ -43,12 +46,18 @@ class Maintaining(Home):
         with self._store.read() as connection:
             return self._live[rows.get_gallery(connection, gallery_id).key].kind
 
+    def recall(self, gallery_id: str) -> Recall:
+        """What the audit of its approximate index has counted since that was built. Raises NotFoundError."""
+        with self._store.read() as connection:
+            return self._live[rows.get_gallery(connection, gallery_id).key].audit.recall
+
     def maintain(self) -> None:
         """One round of what the background thread does; returns when it is done."""
         with self._round:
             for live in list(self._live.values()):
                 live.improve(self._store, self._stop)
                 live.save(self._store, self._stop)
+                live.audit.run(self._store.read, self._stop)
 
     def _new_live(self, gallery: rows.GalleryRow) -> LiveIndex:
         shelf = Shelf(self._store.path.parent, gallery.key, self._snapshot_key)
@@ -87,6 +96,8 @@ class Maintaining(Home):
         while not self._stop.wait(PERIOD):
             try:
                 self.maintain()
+            except StoppedError:
+                return
             except UnavailableError:
                 logger.info("the index's maintenance ends: the gallery is closed")
                 return

@@ -153,6 +153,12 @@ def filter_sql(gallery_key: int, where: TrackletFilter) -> tuple[str, list[Any]]
     return " AND ".join(conditions), values
 
 
+def last_vector_id(connection: sqlite3.Connection) -> int:
+    """The newest vector id of all galleries; 0 before the first."""
+    (last,) = connection.execute("SELECT coalesce(max(vector_id), 0) FROM tracklets").fetchone()
+    return int(last)
+
+
 def _travel_sql(windows: Sequence[TravelWindow]) -> tuple[str, list[Any]]:
     """Tracklets of other cameras, or seen long enough after or before the query; overlapping where 0 is enough."""
     parts = [f"camera_id NOT IN ({_marks(windows)})"]

@@ -19,6 +19,7 @@ from passerby_server.gallery import rows
 from passerby_server.gallery.descriptors import stored_in
 from passerby_server.gallery.index import Index, Stored
 from passerby_server.gallery.pace import PACE, LateError
+from passerby_server.gallery.recall import RecallAudit
 from passerby_server.gallery.rows import GalleryRow
 from passerby_server.gallery.types import MAX_SIBLINGS, Hit, Rerank, SearchQuery, TrackletFilter, TrackletRecord
 
@@ -57,7 +58,13 @@ def check_query(query: SearchQuery) -> None:
             raise InvalidArgumentError.of("top_k", f"must be at most {MAX_SHORTLIST} with re-ranking")
 
 
-def run(connection: sqlite3.Connection, gallery: GalleryRow, index: Index, query: SearchQuery) -> tuple[Hit, ...]:
+def run(
+    connection: sqlite3.Connection,
+    gallery: GalleryRow,
+    index: Index,
+    query: SearchQuery,
+    audit: RecallAudit | None = None,
+) -> tuple[Hit, ...]:
     """The hits of a checked query; raises StateMovedError when a write came between."""
     allowed = None
     if query.filter != TrackletFilter():
@@ -65,6 +72,8 @@ def run(connection: sqlite3.Connection, gallery: GalleryRow, index: Index, query
         if not len(allowed):
             return ()
     ranker = _Ranker(gallery, index, query, allowed, _excluded(connection, gallery, query), stored_in(connection))
+    if index.approximate and audit is not None:
+        ranker.audited = (audit, rows.last_vector_id(connection))
     if query.group_by_identity:
         groups = _groups(connection, gallery, ranker, query)
     else:
@@ -91,6 +100,8 @@ class _Ranker:
         self._allowed = allowed
         self._excluded = excluded
         self._shortlist: list[_Ranked] | None = None
+        self.audited: tuple[RecallAudit, int] | None = None
+        """Where searches are offered for the audit, and the newest vector id that they might find."""
 
     def best(self, count: int) -> list[_Ranked]:
         """The best `count` candidates: the re-ranked shortlist first, then the others by distance."""
@@ -117,6 +128,8 @@ class _Ranker:
         found = self._index.search(self._query.descriptor, wanted, allowed, self._stored)
         if allowed is not None and len(found.ids) < min(wanted, len(allowed)):
             raise StateMovedError
+        if self.audited is not None and allowed is self._allowed:
+            self.audited[0].offer(self._query.descriptor, allowed, self.audited[1], found)
         pairs = zip(found.ids.tolist(), found.distances.tolist(), strict=True)
         kept = [_Ranked(vector_id, distance, None) for vector_id, distance in pairs if vector_id != self._excluded]
         return kept[:count]

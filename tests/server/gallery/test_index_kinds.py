@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from passerby.errors import InvalidArgumentError
-from passerby_server.gallery import approximate, building, kinds, live
+from passerby_server.gallery import approximate, building, kinds, live, recall
 from passerby_server.gallery.approximate import ApproximateIndex, scan
 from passerby_server.gallery.embedded import EmbeddedGalleries
 from passerby_server.gallery.kinds import EXACT, IndexKind
@@ -229,6 +229,39 @@ def test_writes_during_a_build_are_in_the_new_index(grown, monkeypatch):
     for number in (1, 302):
         assert ids(galleries.search("g", ask(entries[number].descriptor, 1, "f"))) != [f"t{number}"]
     assert galleries.stats("g").tracklet_count == 303
+
+
+def test_live_queries_are_repeated_exactly_in_idle_time(grown, monkeypatch):
+    monkeypatch.setattr(recall, "SHARE", 1.0)
+    monkeypatch.setattr(recall, "IDLE_SECONDS", 3600.0)
+    galleries = grown("IVF4,SQ8")
+    entries = put_all(galleries, clustered(300))
+    galleries.maintain()
+    assert galleries.recall("g").value is None
+    (live_index,) = galleries._live.values()
+    live_index.index.effort = 4  # all lists
+    queries = clustered(12, seed=4)
+    where = TrackletFilter(camera_ids=frozenset({"c1"}))
+    for query in queries:
+        galleries.search("g", ask(query, 20, "f"))
+        galleries.search("g", ask(query, 20, "f", filter=where))
+    galleries.delete_tracklet("g", ids(galleries.search("g", ask(queries[0], 1, "f")))[0])
+    put_all(galleries, [queries[0]], first=300)  # the nearest of all, but later than the query
+    galleries.maintain()
+    assert galleries.recall("g").queries == 0  # not idle yet
+    monkeypatch.setattr(recall, "IDLE_SECONDS", 0.0)
+    galleries.maintain()
+    good = galleries.recall("g")
+    assert (good.queries, good.value) == (25, 1.0)
+    live_index.index.effort = 1
+    monkeypatch.setattr(approximate, "MORE_CANDIDATES", -20)  # as many candidates as hits
+    for query in clustered(30, seed=5):
+        galleries.search("g", ask(query, 20, "f"))
+    galleries.maintain()
+    worse = galleries.recall("g")
+    assert worse.queries == 55
+    assert 0.3 < (worse.value or 0.0) < 1.0
+    assert len(entries) == 300
 
 
 class _Mob:
