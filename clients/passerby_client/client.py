@@ -101,7 +101,7 @@ class Client(Connection):
         """
         request = gallery_service_pb2.SetRetentionRequest(name=_requests.gallery(gallery))
         for camera, time in keep.items():
-            request.rules.add(camera_id=camera, keep=time)
+            request.rules.add(camera_id=camera).keep.FromTimedelta(time)
         answer = self._call(self._galleries.SetRetention, request, timeout)
         return {rule.camera_id: rule.keep.ToTimedelta() for rule in answer.rules}
 

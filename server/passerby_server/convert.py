@@ -384,7 +384,9 @@ def retention_rules(
 
 def retention_message(rule: RetentionRule) -> gallery_service.RetentionRule:
     """A retention rule as the API shows it."""
-    return gallery_service.RetentionRule(camera_id=rule.camera_id, keep=rule.keep)
+    message = gallery_service.RetentionRule(camera_id=rule.camera_id)
+    message.keep.FromTimedelta(rule.keep)
+    return message
 
 
 def audit_message(entry: AuditEntry) -> gallery_service.AuditEntry:

@@ -32,8 +32,9 @@ D = 64
 # the whole file anew. A line is printed only after the gallery has answered.
 # The first line of each run repeats the last request of the run before, which may or may not have been acknowledged.
 WRITER = """
-import sys, threading
+import faulthandler, sys, threading
 from pathlib import Path
+faulthandler.dump_traceback_later(50)  # one that hangs says where
 import numpy as np
 from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.types import NewTracklet
