@@ -169,7 +169,7 @@ class ServerConfig(_Section):
     index: str = Field(
         "auto",
         description="Kind of index: auto (by size), exact, fp16, int8, or a FAISS factory string, with parameters after "
-        "a semicolon: `IVF4096,SQ8;nprobe=32`. docs/gallery.md explains the choice.",
+        "a semicolon: `IVF4096,SQ8;nprobe=32`. docs/search.md explains the choice.",
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of the encoder; 0 for all cores.")
     decode_threads: int = Field(0, ge=0, le=256, description="Threads that decode frames; 0 for one per core.")
