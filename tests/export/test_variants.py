@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from passerby.errors import InvalidArgumentError
+from passerby.errors import InvalidArgumentError, NotFoundError
 from passerby_export import export as stage
+from passerby_export.export import Options
 from passerby_model import checkpoint as checkpoints
-from passerby_model.backends import BackendName, open_backend
+from passerby_model.backends import BackendName, base, open_backend
 from passerby_model.bundle import open_bundle
 from passerby_model.encoder import Architecture, Classifier
 from torch import nn
@@ -21,7 +22,8 @@ from tests.export.networks import random_encoder
 VARIANTS = [
     ("resnet18+cosam45+rnn", 2),
     ("resnet18+cosam2345+ta", 8),
-    ("resnet50+cosam45-paper+tp", 4),
+    ("se_resnet50+cosam45+tp", 4),
+    ("resnet50+cosam35-paper+ta", 3),
     ("convnext_atto+cosam45+tp", 2),
     ("resnet18+none+tp", 1),
     ("test_mambaout+cosam35+rnn", 4),
@@ -32,7 +34,11 @@ RUNTIMES: tuple[BackendName, ...] = ("onnxruntime", "openvino")
 
 
 @pytest.mark.parametrize(("name", "length"), VARIANTS, ids=[name for name, _ in VARIANTS])
-def test_a_variant_is_served_as_pytorch_computes_it(name: str, length: int, tmp_path: Path) -> None:
+def test_a_variant_is_served_as_pytorch_computes_it(
+    name: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Batches of 1 to 4; all sizes that a server makes are another test's (test_artefacts.py).
+    monkeypatch.setattr(base, "DEFAULT_BATCH_FRAMES", 4 * length)
     architecture = Architecture.parse(name, snippet_length=length, height=64, width=32)
     encoder = random_encoder(architecture)
     for key, value in encoder.named_parameters():
@@ -70,6 +76,19 @@ def test_a_checkpoint_of_another_architecture_gets_no_bundle(tmp_path: Path) -> 
         )
     other = Architecture.parse("resnet34+none+tp", snippet_length=1, height=64, width=32)
     checkpoints.save(tmp_path / "wrong.pt", checkpoints.Checkpoint(other, 3, state))
-    with pytest.raises(InvalidArgumentError, match=r"do not fit resnet34\+none\+tp .*missing: "):
+    with pytest.raises(
+        InvalidArgumentError,
+        match=r"do not fit resnet34\+none\+tp .*missing: encoder\.backbone\.layer1\.2\.conv1\.weight",
+    ):
         stage.export(tmp_path / "wrong.pt", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"nothing\.pt: no such checkpoint"):
+        stage.export(tmp_path / "nothing.pt", tmp_path / "bundle")
+    architecture = Architecture.parse("resnet18+none+tp", snippet_length=1, height=64, width=32)
+    for options in (Options(("int8",), calibration=tmp_path / "nowhere"), Options(labelled=tmp_path / "nowhere")):
+        with pytest.raises(NotFoundError, match="nowhere"):
+            stage.export_encoder(random_encoder(architecture), tmp_path / "bundle", options)
+    assert list(tmp_path.iterdir()) == []
