@@ -15,6 +15,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,14 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for distinct in range(1, length + 1):
         index = np.arange(length) % distinct
-        ways: dict[str, Any] = {
-            "whole": lambda index=index: descriptor(whole, frames[index][None]),
-            "cut": lambda index=index, n=distinct: descriptor(rest, descriptor(trunk, frames[:n])[index]),
-        }
+
+        def at_once(index: NDArray[np.int64] = index) -> NDArray[np.float32]:
+            return descriptor(whole, frames[index][None])
+
+        def cut(index: NDArray[np.int64] = index, distinct: int = distinct) -> NDArray[np.float32]:
+            return descriptor(rest, descriptor(trunk, frames[:distinct])[index])
+
+        ways: dict[str, Callable[[], NDArray[np.float32]]] = {"whole": at_once, "cut": cut}
         answers = {name: way() for name, way in ways.items()}
         off = float(np.abs(answers["whole"] - answers["cut"]).max() / np.abs(answers["whole"]).max())
         times: dict[str, list[float]] = {name: [] for name in ways}

@@ -87,7 +87,8 @@ def test_every_setting_is_described() -> None:
     kinds = [field.annotation for field in ServerConfig.model_fields.values()]
     sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
     assert {Limits, Batching, Cache} <= set(sections)
-    for section in (ServerConfig, *sections):
+    every: list[type[BaseModel]] = [ServerConfig, *sections]
+    for section in every:
         for name, field in section.model_fields.items():
             if field.annotation not in sections:
                 assert field.description, name

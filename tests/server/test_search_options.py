@@ -10,6 +10,7 @@ import pytest
 from passerby.errors import InvalidArgumentError
 from passerby.names import tracklet_name
 from passerby.v1 import search_service_pb2 as search_v1
+from passerby_model import neighbours
 from passerby_model import rerank as rerank_module
 from passerby_model.rerank import k_reciprocal, shortlist_rerank
 from passerby_server import convert
@@ -86,7 +87,7 @@ def test_late_reranking_is_left_out_and_the_plain_order_comes(crowd):
 
 def test_reranking_gives_up_between_two_steps(crowd, monkeypatch):
     galleries, vectors = crowd
-    original = rerank_module.nearest_columns
+    original = neighbours.nearest_columns
 
     def slow(*arguments):
         time.sleep(0.3)
@@ -111,10 +112,14 @@ def test_a_shortlist_of_everything_is_the_full_method_of_that_query(crowd):
 
 
 def test_pace_is_learned_and_one_slow_moment_is_forgotten():
+    def slow(check):
+        time.sleep(0.05)
+        check()
+
     pace = Pace()
     assert pace.within(10.0, 100, lambda check: "done") == "done"
     with pytest.raises(LateError):
-        pace.within(0.02, 100, lambda check: (time.sleep(0.05), check()))
+        pace.within(0.02, 100, slow)
     skipped = 0
     while pace.expected(100) > 0.002:
         with pytest.raises(LateError):

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from passerby.errors import InvalidArgumentError
-from passerby_server.gallery import approximate, building, kinds, live, recall
+from passerby_model.metrics import unit_rows
+from passerby_server.gallery import approximate, building, kinds, recall
 from passerby_server.gallery.approximate import ApproximateIndex, scan
 from passerby_server.gallery.embedded import EmbeddedGalleries
 from passerby_server.gallery.kinds import EXACT, IndexKind
@@ -42,7 +44,7 @@ def filled(text, metric, vectors):
     kind = kinds.parse(text)
     assert kind is not None
     rows = np.array(list(vectors.values()))
-    sample = approximate.unit_rows(rows) if metric == "cosine" else rows
+    sample = unit_rows(rows) if metric == "cosine" else rows
     index = ApproximateIndex(metric, kinds.trained(kind, metric, sample))
     index.add(np.array(list(vectors), np.int64), rows)
     if kind.lists and not kind.parameters:
@@ -222,7 +224,7 @@ def test_writes_during_a_build_are_in_the_new_index(grown, monkeypatch):
             galleries.delete_tracklet("g", f"t{number}")
         return index
 
-    monkeypatch.setattr(live.building, "build", build)
+    monkeypatch.setattr(building, "build", build)
     galleries.maintain()
     assert str(galleries.index_kind("g")) == "IVF4,SQ8"
     assert ids(galleries.search("g", ask(entries[304].descriptor, 1, "f"))) == ["t304"]
@@ -268,7 +270,9 @@ class _Mob:
     """Threads that add, search and delete, each sure of its own tracklets, while indexes are built and switched."""
 
     def __init__(self, galleries) -> None:
-        self.galleries, self.failures, self.kept = galleries, [], {}
+        self.galleries = galleries
+        self.failures: list[BaseException] = []
+        self.kept: dict[str, Any] = {}
         self.done = threading.Event()
 
     def guard(self, work, number):

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from passerby_server.gallery import approximate, building, kinds, shelf, snapshot
+from passerby_server.gallery.descriptors import StoppedError
 from passerby_server.gallery.embedded import EmbeddedGalleries
 from passerby_server.gallery.snapshot import Header, Snapshot
 from passerby_server.gallery.types import ModelSpace
@@ -230,6 +231,6 @@ def test_stopping_leaves_nothing_half_written(tmp_path):
     stop = threading.Event()
     stop.set()
     header = Header(1, "f", "cosine", 4, "SQ8", "", 0, 1, 1, 1)
-    with pytest.raises(snapshot.StoppedError):
+    with pytest.raises(StoppedError):
         snapshot.write(tmp_path / "s", KEY, Snapshot(header, np.arange(1), np.zeros(9, np.uint8)), stop)
     assert list(tmp_path.iterdir()) == []

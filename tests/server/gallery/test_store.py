@@ -315,7 +315,7 @@ def test_torn_log_gives_what_was_whole_in_it(folder, tmp_path):
         put(galleries, f"u{number}", [number, 0, 0, 0])
     kept, log = database.read_bytes(), database.with_name(f"{DATABASE_NAME}-wal").read_bytes()
     galleries.close()
-    counts = []
+    counts: list[int] = []
     for part, flipped in ((0.0, False), (0.3, False), (0.7, False), (0.999, False), (1.0, True)):
         torn = tmp_path / f"torn-{len(counts)}"
         torn.mkdir(mode=0o700)
