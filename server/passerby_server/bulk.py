@@ -16,7 +16,7 @@ from typing import Any, Self
 from passerby.errors import UnavailableError
 from passerby.v1 import tracklet_service_pb2 as v1
 
-from passerby_server import convert
+from passerby_server import convert, messages
 from passerby_server.config import Limits
 from passerby_server.ingest import Ingester
 from passerby_server.interceptors import bounded_status, check_message_size, explain, stream_idle
@@ -133,7 +133,7 @@ class BulkIngest:
             record = await self._ingester.ingest(request, deadline=self._deadline, patient=True)
         except Exception as error:  # noqa: BLE001 - one bad tracklet does not end the stream, whatever is bad about it
             return Answer(request_id=request.request_id, status=bounded_status(explain(error), most=MAX_VIOLATIONS))
-        return Answer(request_id=request.request_id, tracklet=convert.tracklet_message(record))
+        return Answer(request_id=request.request_id, tracklet=messages.tracklet_message(record))
 
 
 async def _next(requests: AsyncIterator[v1.BulkIngestTrackletsRequest]) -> v1.BulkIngestTrackletsRequest | None:

@@ -1,4 +1,4 @@
-"""Protocol buffers <-> plain values, with validation: every wrong field becomes a violation with its path."""
+"""Requests as plain values, with validation: every wrong field becomes a violation with its path. `messages` answers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,11 @@ from passerby.v1 import search_service_pb2 as search_service
 from passerby.v1 import tracklet_service_pb2 as tracklet_service
 
 from passerby_server.config import Limits
-from passerby_server.decision import Thresholds
 from passerby_server.gallery.types import (
-    AuditEntry,
-    GalleryRecord,
-    GalleryStats,
-    Hit,
-    IdentityChange,
     NewTracklet,
-    Receipt,
     Rerank,
     RetentionRule,
     TrackletFilter,
-    TrackletRecord,
     TravelWindow,
 )
 
@@ -48,10 +40,6 @@ DEFAULT_TOP_K = 10
 DEFAULT_RERANK = Rerank()
 MAX_TRAVEL = timedelta(days=366)
 
-METRICS = {
-    "squared_euclidean": resources.METRIC_SQUARED_EUCLIDEAN,
-    "cosine": resources.METRIC_COSINE,
-}
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -299,69 +287,6 @@ def to_datetime(timestamp: Timestamp, field: str) -> datetime:
         raise InvalidArgumentError.of(field, f"is no valid time: {error}", reason="TIME_MALFORMED") from error
 
 
-def to_timestamp(time: datetime) -> Timestamp:
-    """The time as protocol buffer."""
-    timestamp = Timestamp()
-    timestamp.FromDatetime(time)
-    return timestamp
-
-
-def gallery_message(record: GalleryRecord) -> resources.Gallery:
-    """A stored gallery as the API shows it."""
-    return resources.Gallery(
-        name=names.gallery_name(record.gallery_id),
-        display_name=record.display_name,
-        create_time=to_timestamp(record.create_time),
-        model_fingerprint=record.space.fingerprint,
-        metric=METRICS[record.space.metric],
-        descriptor_dim=record.space.descriptor_dim,
-    )
-
-
-def tracklet_message(record: TrackletRecord) -> resources.Tracklet:
-    """A stored tracklet as the API shows it."""
-    return resources.Tracklet(
-        name=names.tracklet_name(record.gallery_id, record.tracklet_id),
-        camera_id=record.camera_id,
-        start_time=to_timestamp(record.start_time) if record.start_time else None,
-        end_time=to_timestamp(record.end_time) if record.end_time else None,
-        identity_id=record.identity_id,
-        frame_count=record.frame_count,
-        create_time=to_timestamp(record.create_time),
-        labels=record.labels,
-    )
-
-
-def hit_message(hit: Hit, thresholds: Thresholds | None = None) -> search_service.SearchHit:
-    """One hit as the API shows it; with the decision about it where the model is calibrated."""
-    return search_service.SearchHit(
-        tracklet=tracklet_message(hit.tracklet),
-        distance=hit.distance,
-        reranked_distance=hit.reranked_distance,
-        decision=thresholds.decide(hit.distance) if thresholds else search_service.DECISION_UNSPECIFIED,
-        siblings=[tracklet_message(sibling) for sibling in hit.siblings],
-        thumbnail=hit.thumbnail,
-    )
-
-
-def receipt_message(receipt: Receipt) -> tracklet_service.ErasureReceipt:
-    """What an erasure did, as the API shows it."""
-    due = receipt.rewrite_due_time
-    return tracklet_service.ErasureReceipt(
-        erase_time=to_timestamp(receipt.erase_time),
-        tracklets=receipt.tracklet_names,
-        rewritten_files=receipt.rewritten_files,
-        unreachable_copies=receipt.unreachable_copies,
-        subject_digest=receipt.subject_digest,
-        rewrite_due_time=to_timestamp(due) if due else None,
-    )
-
-
-def change_message(change: IdentityChange) -> tracklet_service.IdentityChange:
-    """A correction as the API shows it."""
-    return tracklet_service.IdentityChange(change_id=change.change_id, tracklet_count=change.tracklet_count)
-
-
 def retention_rules(
     rules: Sequence[gallery_service.RetentionRule], limits: Limits, field: str = "rules"
 ) -> list[RetentionRule]:
@@ -380,31 +305,6 @@ def retention_rules(
             problems.add(f"{at}.keep", f"must be from one second to {MAX_KEEP_SECONDS:,}, not {rule.keep.seconds:,}")
     problems.check()
     return [RetentionRule(rule.camera_id, rule.keep.ToTimedelta()) for rule in rules]
-
-
-def retention_message(rule: RetentionRule) -> gallery_service.RetentionRule:
-    """A retention rule as the API shows it."""
-    message = gallery_service.RetentionRule(camera_id=rule.camera_id)
-    message.keep.FromTimedelta(rule.keep)
-    return message
-
-
-def audit_message(entry: AuditEntry) -> gallery_service.AuditEntry:
-    """A recorded change as the API shows it."""
-    return gallery_service.AuditEntry(
-        time=to_timestamp(entry.time), action=entry.action, tracklet_id=entry.tracklet_id, detail=entry.detail
-    )
-
-
-def stats_message(stats: GalleryStats) -> gallery_service.GetGalleryStatsResponse:
-    """Counts as the API shows them."""
-    return gallery_service.GetGalleryStatsResponse(
-        tracklet_count=stats.tracklet_count,
-        identity_count=stats.identity_count,
-        camera_count=stats.camera_count,
-        index_size_bytes=stats.index_size_bytes,
-        frame_count=stats.frame_count,
-    )
 
 
 def _check_text(problems: Problems, field: str, text: str, longest: int) -> None:

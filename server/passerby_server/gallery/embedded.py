@@ -6,6 +6,7 @@ index; the method returns after both. At open the index comes from its snapshot 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import uuid
 from collections.abc import Callable
@@ -67,6 +68,8 @@ def open_galleries(
         DataLossError: the database or a descriptor in it is damaged.
         InvalidArgumentError: no such kind of index (INDEX_KIND).
     """
+    # The copy that SQLite makes for a rewrite is of people, too: it stays on the volume that was chosen for them.
+    os.environ.setdefault("SQLITE_TMPDIR", str(folder.absolute()))
     return EmbeddedGalleries(folder, threads=threads, rewrite_delay=rewrite_delay, index=index)
 
 

@@ -6,7 +6,7 @@ from passerby import names
 from passerby.v1 import gallery_service_pb2 as v1
 from passerby.v1 import gallery_service_pb2_grpc as v1_grpc
 
-from passerby_server import convert
+from passerby_server import convert, messages
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Runtime
 
@@ -32,14 +32,14 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
             loaded.space,
             request.request_id,
         )
-        return v1.CreateGalleryResponse(gallery=convert.gallery_message(record))
+        return v1.CreateGalleryResponse(gallery=messages.gallery_message(record))
 
     async def GetGallery(  # noqa: N802
         self, request: v1.GetGalleryRequest, context: Context
     ) -> v1.GetGalleryResponse:
         gallery_id = names.parse_gallery_name(request.name)
         record = await self._runtime.reading(self._runtime.loaded.galleries.get_gallery, gallery_id)
-        return v1.GetGalleryResponse(gallery=convert.gallery_message(record))
+        return v1.GetGalleryResponse(gallery=messages.gallery_message(record))
 
     async def ListGalleries(  # noqa: N802
         self, request: v1.ListGalleriesRequest, context: Context
@@ -47,7 +47,7 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
         size = convert.page_size(request.page_size, self._runtime.config.limits)
         page = await self._runtime.reading(self._runtime.loaded.galleries.list_galleries, size, request.page_token)
         return v1.ListGalleriesResponse(
-            galleries=[convert.gallery_message(record) for record in page.items], next_page_token=page.next_page_token
+            galleries=[messages.gallery_message(record) for record in page.items], next_page_token=page.next_page_token
         )
 
     async def DeleteGallery(  # noqa: N802
@@ -68,7 +68,7 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
     ) -> v1.GetGalleryStatsResponse:
         gallery_id = names.parse_gallery_name(request.name)
         stats = await self._runtime.reading(self._runtime.loaded.galleries.stats, gallery_id)
-        return convert.stats_message(stats)
+        return messages.stats_message(stats)
 
     async def SetRetention(  # noqa: N802
         self, request: v1.SetRetentionRequest, context: Context
@@ -77,14 +77,14 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
         rules = convert.retention_rules(request.rules, self._runtime.config.limits)
         stored = await self._runtime.writing(self._runtime.loaded.galleries.set_retention, gallery_id, rules)
         self._runtime.loaded.upkeep.hurry()
-        return v1.SetRetentionResponse(rules=[convert.retention_message(rule) for rule in stored])
+        return v1.SetRetentionResponse(rules=[messages.retention_message(rule) for rule in stored])
 
     async def GetRetention(  # noqa: N802
         self, request: v1.GetRetentionRequest, context: Context
     ) -> v1.GetRetentionResponse:
         gallery_id = names.parse_gallery_name(request.name)
         rules = await self._runtime.reading(self._runtime.loaded.galleries.get_retention, gallery_id)
-        return v1.GetRetentionResponse(rules=[convert.retention_message(rule) for rule in rules])
+        return v1.GetRetentionResponse(rules=[messages.retention_message(rule) for rule in rules])
 
     async def ListAuditEntries(  # noqa: N802
         self, request: v1.ListAuditEntriesRequest, context: Context
@@ -98,5 +98,5 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
             request.page_token,
         )
         return v1.ListAuditEntriesResponse(
-            entries=[convert.audit_message(entry) for entry in page.items], next_page_token=page.next_page_token
+            entries=[messages.audit_message(entry) for entry in page.items], next_page_token=page.next_page_token
         )

@@ -11,7 +11,7 @@ from passerby.v1 import model_service_pb2_grpc as v1_grpc
 from passerby.v1 import resources_pb2 as resources
 from passerby_model.backends import BackendName
 
-from passerby_server import convert
+from passerby_server import messages
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Loaded, Runtime, deadline_of
 
@@ -80,7 +80,7 @@ def _info(loaded: Loaded) -> v1.ModelInfo:
         backend=BACKENDS[loaded.backend.name],
         max_batch_size=loaded.max_batch,
         architecture=manifest.architecture,
-        metric=convert.METRICS[manifest.metric],
+        metric=messages.METRICS[manifest.metric],
         mask_blocks=loaded.backend.spec.mask_blocks,
         bundle_name=manifest.name,
         calibrated=manifest.calibration is not None,

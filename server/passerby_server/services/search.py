@@ -13,7 +13,7 @@ from passerby.errors import InvalidArgumentError
 from passerby.v1 import search_service_pb2 as v1
 from passerby.v1 import search_service_pb2_grpc as v1_grpc
 
-from passerby_server import convert, decision
+from passerby_server import convert, decision, messages
 from passerby_server.gallery.types import GalleryRecord, Rerank, SearchQuery, TrackletFilter
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Runtime, check_fingerprint, deadline_of
@@ -70,11 +70,11 @@ class SearchService(v1_grpc.SearchServiceServicer):
         )
         skipped = options is not None and bool(found) and all(hit.reranked_distance is None for hit in found)
         return v1.SearchTrackletsResponse(
-            hits=[convert.hit_message(hit, thresholds) for hit in found],
+            hits=[messages.hit_message(hit, thresholds) for hit in found],
             model_fingerprint=gallery.space.fingerprint,
             reranked=options is not None and not skipped,
             rerank_skipped=skipped,
-            metric=convert.METRICS[gallery.space.metric],
+            metric=messages.METRICS[gallery.space.metric],
         )
 
     def _options(self, request: v1.SearchTrackletsRequest) -> tuple[str, int, Rerank | None, TrackletFilter]:

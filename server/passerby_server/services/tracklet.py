@@ -9,7 +9,7 @@ from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import tracklet_service_pb2 as v1
 from passerby.v1 import tracklet_service_pb2_grpc as v1_grpc
 
-from passerby_server import convert
+from passerby_server import convert, messages
 from passerby_server.bulk import BulkIngest
 from passerby_server.ingest import Ingester
 from passerby_server.interceptors import Context
@@ -29,13 +29,13 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
         self, request: v1.IngestTrackletRequest, context: Context
     ) -> v1.IngestTrackletResponse:
         record = await self._ingester.ingest(request, deadline=deadline_of(context))
-        return v1.IngestTrackletResponse(tracklet=convert.tracklet_message(record))
+        return v1.IngestTrackletResponse(tracklet=messages.tracklet_message(record))
 
     async def StreamTracklet(  # noqa: N802
         self, request_iterator: AsyncIterator[v1.StreamTrackletRequest], context: Context
     ) -> v1.StreamTrackletResponse:
         record = await self._ingester.ingest_stream(request_iterator, deadline=deadline_of(context))
-        return v1.StreamTrackletResponse(tracklet=convert.tracklet_message(record))
+        return v1.StreamTrackletResponse(tracklet=messages.tracklet_message(record))
 
     async def BulkIngestTracklets(  # noqa: N802
         self, request_iterator: AsyncIterator[v1.BulkIngestTrackletsRequest], context: Context
@@ -55,7 +55,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
         gallery_id, tracklet_id = names.parse_tracklet_name(request.name)
         galleries, reading = self._runtime.loaded.galleries, self._runtime.reading
         record = await reading(galleries.get_tracklet, gallery_id, tracklet_id)
-        response = v1.GetTrackletResponse(tracklet=convert.tracklet_message(record))
+        response = v1.GetTrackletResponse(tracklet=messages.tracklet_message(record))
         if request.include_descriptor:
             gallery = await reading(galleries.get_gallery, gallery_id)
             values = await reading(galleries.get_descriptor, gallery_id, tracklet_id)
@@ -79,7 +79,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
             request.page_token,
         )
         return v1.ListTrackletsResponse(
-            tracklets=[convert.tracklet_message(record) for record in page.items],
+            tracklets=[messages.tracklet_message(record) for record in page.items],
             next_page_token=page.next_page_token,
         )
 
@@ -91,7 +91,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
         receipt = await self._runtime.writing(
             self._runtime.loaded.galleries.delete_tracklet, gallery_id, tracklet_id, request.request_id
         )
-        return v1.DeleteTrackletResponse(receipt=convert.receipt_message(receipt) if receipt else None)
+        return v1.DeleteTrackletResponse(receipt=messages.receipt_message(receipt) if receipt else None)
 
     async def AssignIdentity(  # noqa: N802
         self, request: v1.AssignIdentityRequest, context: Context
@@ -104,7 +104,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
             convert.check_identity_id(request.identity_id),
             convert.check_request_id(request.request_id),
         )
-        return v1.AssignIdentityResponse(tracklet=convert.tracklet_message(record), change_id=change_id)
+        return v1.AssignIdentityResponse(tracklet=messages.tracklet_message(record), change_id=change_id)
 
     async def MergeIdentities(  # noqa: N802
         self, request: v1.MergeIdentitiesRequest, context: Context
@@ -122,7 +122,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
             list(request.merged_identity_ids),
             request.request_id,
         )
-        return v1.MergeIdentitiesResponse(change=convert.change_message(change))
+        return v1.MergeIdentitiesResponse(change=messages.change_message(change))
 
     async def SplitIdentity(  # noqa: N802
         self, request: v1.SplitIdentityRequest, context: Context
@@ -148,7 +148,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
             request.new_identity_id,
             request.request_id,
         )
-        return v1.SplitIdentityResponse(change=convert.change_message(change))
+        return v1.SplitIdentityResponse(change=messages.change_message(change))
 
     async def UndoIdentityChange(  # noqa: N802
         self, request: v1.UndoIdentityChangeRequest, context: Context
@@ -159,7 +159,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
             request.change_id,
             convert.check_request_id(request.request_id),
         )
-        return v1.UndoIdentityChangeResponse(change=convert.change_message(change))
+        return v1.UndoIdentityChangeResponse(change=messages.change_message(change))
 
     async def EraseIdentity(  # noqa: N802
         self, request: v1.EraseIdentityRequest, context: Context
@@ -179,7 +179,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
         )
         return v1.EraseIdentityResponse(
             tracklet_count=erasure.tracklet_count,
-            receipt=convert.receipt_message(erasure.receipt) if erasure.receipt else None,
+            receipt=messages.receipt_message(erasure.receipt) if erasure.receipt else None,
         )
 
     def _check_count(self, problems: convert.Problems, field: str, values: Sequence[str]) -> None:

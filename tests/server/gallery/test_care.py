@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from datetime import timedelta
 
@@ -128,6 +129,15 @@ def test_erasing_whose_rewrite_fails_can_be_repeated_for_its_receipt(opened, mon
     assert erasure.tracklet_count == 1
     assert "gallery.db" in erasure.receipt.rewritten_files
     assert not opened.rewrite_if_due()
+
+
+def test_the_copy_of_a_rewrite_stays_on_the_volume_of_the_data(folder, monkeypatch):
+    monkeypatch.delenv("SQLITE_TMPDIR", raising=False)
+    open_galleries(folder).close()
+    assert os.environ["SQLITE_TMPDIR"] == str(folder)
+    monkeypatch.setenv("SQLITE_TMPDIR", "/elsewhere")
+    open_galleries(folder).close()
+    assert os.environ["SQLITE_TMPDIR"] == "/elsewhere", "whoever runs the server has the last word"
 
 
 def test_deletions_share_one_rewrite_within_the_delay(folder, clock):
