@@ -198,8 +198,9 @@ class Learner:
         config = self.config
         named = [(name, p) for name, p in self.plain.named_parameters() if p.requires_grad]
         new = [p for name, p in named if name not in taken]
-        old = [p for name, p in named if name in taken and not name.startswith(_COSAM)]
-        cosam = [p for name, p in named if name in taken and name.startswith(_COSAM)]
+        apart = _COSAM if config.cosam_lr_factor != 1 else ()
+        old = [p for name, p in named if name in taken and not name.startswith(apart)]
+        cosam = [p for name, p in named if name in taken and name.startswith(apart)]
         groups = [
             {"params": old, "factor": 1.0},
             {"params": cosam, "factor": config.cosam_lr_factor},

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 from passerby_model import train_config
+from passerby_model.bundle import open_bundle
 from passerby_model.street import StreetConfig, write
 from passerby_server.config import Batching, Cache, Limits
 
@@ -104,7 +105,7 @@ def test_train_and_export(workplace: Path) -> None:
     assert "parity passed" in printed
     assert "all-vs-all" in printed, "evaluate names its protocol"
     assert (workplace / "runs/first/final.pt").exists()
-    assert (workplace / "first-bundle/encoder.onnx").exists()
+    assert open_bundle(workplace / "first-bundle").manifest.encoder == "encoder.w8.onnx"
 
 
 def test_extras_make_targets_and_image_targets_exist() -> None:
@@ -144,8 +145,9 @@ def test_minutes_of_training_are_the_sum_of_its_steps() -> None:
 def test_recipes_of_the_sample_bundle_are_valid() -> None:
     recipes = sorted((ROOT / "bundles/recipes").glob("*.yaml"))
     assert [recipe.name for recipe in recipes if recipe.name not in BUNDLES] == []
-    architectures = [train_config.load(recipe).architecture for recipe in recipes]
-    assert architectures == [*["se_resnet50+none+tp"] * 3, "se_resnet50+cosam45+tp"]
+    architectures = {recipe.stem: train_config.load(recipe).architecture for recipe in recipes}
+    steps = [architectures[f"street-ward-{number}"] for number in range(1, 5)]
+    assert steps == [*["se_resnet50+none+tp"] * 3, "se_resnet50+cosam45+tp"]
 
 
 def test_files_that_it_links_exist() -> None:

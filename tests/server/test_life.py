@@ -188,7 +188,7 @@ def test_the_command_serves_drains_and_keeps_what_it_acknowledged(bundle: Path, 
         (["--address", "0.0.0.0:0"], "neither TLS nor authentication yet"),
         (["--set", "limits.max_frame=3"], "did you mean limits.max_frames?"),
         (["--config", "absent.yaml"], "absent.yaml"),
-        (["--backend", "abacus"], "Input should be 'auto', 'openvino' or 'onnxruntime'"),
+        (["--backend", "abacus"], "Input should be 'auto', 'openvino', 'onnxruntime', 'onnxruntime-cuda'"),
     ],
     ids=["open-address", "unknown-key", "no-config", "backend"],
 )
