@@ -34,8 +34,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_log_level() -> None:
-    """A command sets the level of the process; here many of them and of the tests share one."""
+    """Commands and libraries set the process's level; here many of them and of the tests share one."""
     logging.getLogger().setLevel(logging.WARNING)
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

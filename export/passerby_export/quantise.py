@@ -266,11 +266,12 @@ def _nncf() -> Any:
     try:
         with _quiet():
             import nncf
+
+            nncf.set_log_level(logging.ERROR)
     except ImportError as error:
         raise FailedPreconditionError(
             f"int8 for OpenVINO needs nncf ({error}): pip install 'passerby[export]'", reason="EXTRA_MISSING"
         ) from error
-    nncf.set_log_level(logging.ERROR)
     return nncf
 
 
@@ -282,9 +283,9 @@ def _min_max() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Both tools print progress to standard output and log advice to the root logger."""
+    """Both tools print progress to standard output, log advice to the root logger, and set levels of its handlers."""
     root = logging.getLogger()
-    level = root.level
+    level, levels = root.level, {handler: handler.level for handler in root.handlers}
     root.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -292,3 +293,5 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         root.setLevel(level)
+        for handler, before in levels.items():
+            handler.setLevel(before)

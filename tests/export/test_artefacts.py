@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,14 @@ def test_a_sensitive_block_is_found_and_kept(network: Network, tmp_path: Path) -
     kept = [op for op in backend.executed() if any(name.startswith(f"{made.kept[0]}/bn") for name in op.layers)]
     assert kept
     assert {op.computed_in for op in kept} == {"f32"}
+
+
+@pytest.mark.usefixtures("bundle")
+def test_quantising_leaves_the_levels_of_log_handlers_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
+    """NNCF sets them to ERROR: what the server has to say of an unverified encoder was lost."""
+    assert {handler.level for handler in logging.getLogger().handlers} == {logging.NOTSET}
+    logging.getLogger("passerby_model").warning("heard")
+    assert "heard" in caplog.text
 
 
 def test_layers_are_kept_until_the_goal_is_reached() -> None:
