@@ -41,7 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 EAGER = "pytorch fp32"
 Encode = Callable[[NDArray[np.uint8]], Encoded]
 GEMM_SIDE = 2048
-# As the server has them when it runs: PyTorch's own bf16 needs no export, and is another peer.
+# Another peer: what PyTorch does with bf16 by itself, without an export.
 AUTOCAST = "pytorch bf16 autocast"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -30,13 +29,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture(autouse=True)
-def _own_log_level() -> None:
-    """Commands and libraries set the process's level; here many of them and of the tests share one."""
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

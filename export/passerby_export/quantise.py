@@ -266,12 +266,11 @@ def _nncf() -> Any:
     try:
         with _quiet():
             import nncf
-
-            nncf.set_log_level(logging.ERROR)
     except ImportError as error:
         raise FailedPreconditionError(
             f"int8 for OpenVINO needs nncf ({error}): pip install 'passerby[export]'", reason="EXTRA_MISSING"
         ) from error
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level would change handlers of others, too
     return nncf
 
 
@@ -283,9 +282,9 @@ def _min_max() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Both tools print progress to standard output, log advice to the root logger, and set levels of its handlers."""
+    """Both tools print progress to standard output and log advice to the root logger."""
     root = logging.getLogger()
-    level, levels = root.level, {handler: handler.level for handler in root.handlers}
+    level = root.level
     root.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -293,5 +292,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         root.setLevel(level)
-        for handler, before in levels.items():
-            handler.setLevel(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -178,14 +177,6 @@ def test_a_sensitive_block_is_found_and_kept(network: Network, tmp_path: Path) -
     assert {op.computed_in for op in kept} == {"f32"}
 
 
-@pytest.mark.usefixtures("bundle")
-def test_quantising_leaves_the_levels_of_log_handlers_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
-    """NNCF sets them to ERROR: what the server has to say of an unverified encoder was lost."""
-    assert {handler.level for handler in logging.getLogger().handlers} == {logging.NOTSET}
-    logging.getLogger("passerby_model").warning("heard")
-    assert "heard" in caplog.text
-
-
 def test_layers_are_kept_until_the_goal_is_reached() -> None:
     cosines = {(): 0.9, ("b",): 0.95, ("b", "a"): 0.999}
     made = keep_until_good(lambda kept: cosines[tuple(kept)], lambda: ["b", "a", "c", "d"])
@@ -198,8 +189,7 @@ def test_nothing_is_kept_and_nothing_ranked_when_it_is_good_at_once() -> None:
 
 
 def test_at_most_half_is_kept(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("WARNING"):
-        made = keep_until_good(lambda kept: 0.5 + 0.01 * len(kept), lambda: ["a", "b", "c", "d"])
+    made = keep_until_good(lambda kept: 0.5 + 0.01 * len(kept), lambda: ["a", "b", "c", "d"])
     assert made.kept == ("a", "b")
     assert "int8 reaches cosine 0.52" in caplog.text
 
