@@ -17,9 +17,9 @@ from passerby.errors import UnavailableError
 from passerby.v1 import tracklet_service_pb2 as v1
 
 from passerby_server import convert, messages
-from passerby_server.config import Limits
 from passerby_server.ingest import Ingester
 from passerby_server.interceptors import bounded_status, check_message_size, explain, stream_idle
+from passerby_server.sections import Limits
 
 # Answers are messages, not trailers: enough that whoever sends a tracklet again knows every frame to leave out.
 MAX_VIOLATIONS = 1000

@@ -18,7 +18,9 @@ import yaml
 from passerby.errors import InvalidArgumentError, NotFoundError
 from passerby_model.backends.base import BackendKind
 from passerby_model.machine import default_cache
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from passerby_server.sections import Batching, Cache, Limits, Section, Upkeep
 
 ENVIRONMENT_PREFIX = "PASSERBY_"
 CONFIG_VARIABLE = "PASSERBY_CONFIG"
@@ -26,123 +28,9 @@ CONFIG_VARIABLE = "PASSERBY_CONFIG"
 CLIENT_VARIABLES = frozenset({"PASSERBY_SERVER", "PASSERBY_CA_FILE"})
 # What Kubernetes (and Docker's links) set in every container beside a service named "passerby".
 _SERVICE_LINK = re.compile(r"PASSERBY_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
-MIB = 1024 * 1024
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Limits(_Section):
-    """What one caller may ask for. Every limit is checked before the work that it limits."""
-
-    max_message_bytes: int = Field(
-        4 * MIB,
-        ge=64 * 1024,
-        description="Largest message, in bytes, either way: gRPC's own default, so that any client reads our answers; "
-        "longer tracklets go through StreamTracklet.",
-    )
-    max_frames: int = Field(
-        10_000,
-        ge=1,
-        description="Frames of one tracklet: the longest of the public sets has 9,324 (DukeMTMC-VideoReID).",
-    )
-    max_frame_bytes: int = Field(
-        2 * MIB, ge=1024, description="Bytes of one frame as sent: a crop of 512 x 1024 pixels is 1.5 MiB even raw."
-    )
-    max_pixels: int = Field(
-        16 * MIB,
-        ge=1024,
-        description="Width x height of one frame, read from its header before any pixel is decoded: 16 megapixels are "
-        "48 MiB once decoded, far above any crop of a person.",
-    )
-    max_top_k: int = Field(1000, ge=1, description="Hits of one search.")
-    max_shortlist: int = Field(
-        2000,
-        ge=1,
-        le=2000,
-        description="Candidates of one re-ranking, whose cost grows with their square (2000: about 16 MiB).",
-    )
-    max_page_size: int = Field(
-        1000, ge=1, le=1000, description="Entries of one page; larger pages are lowered to this."
-    )
-    max_filter_values: int = Field(1000, ge=1, description="Cameras, identities or labels named in one filter.")
-    max_requests: int = Field(
-        256, ge=1, description="Calls in progress at the same time; further ones get RESOURCE_EXHAUSTED at once."
-    )
-    max_streams: int = Field(32, ge=1, description="Of these, streams (StreamTracklet, BulkIngestTracklets).")
-    max_bulk_in_flight: int = Field(
-        16, ge=1, description="Tracklets of one BulkIngestTracklets stream that are worked on at the same time."
-    )
-    stream_idle_seconds: float = Field(
-        60.0,
-        gt=0,
-        le=86_400,
-        description="Longest silence of a stream's caller while the server waits for it, in seconds: a connection whose "
-        "other end is gone would keep its place among the streams until TCP gives up.",
-    )
-
-
-class Batching(_Section):
-    """How snippets of many requests become one batch."""
-
-    max_snippets: int = Field(
-        0,
-        ge=0,
-        le=1024,
-        description="Snippets in the largest batch; 0 takes as many as hold 32 frames, beyond which a CPU gains nothing.",
-    )
-    max_wait_ms: float = Field(
-        5.0,
-        ge=0,
-        le=1000,
-        description="How long a batch that is not full waits, in milliseconds, while another request is being decoded. "
-        "A batch never waits when nothing else is on its way.",
-    )
-    max_queued_snippets: int = Field(
-        512,
-        ge=1,
-        description="Snippets that are being decoded, waiting or computing; beyond that a request gets "
-        "RESOURCE_EXHAUSTED at once. 512 snippets of 4 frames at 256 x 128 are 192 MiB.",
-    )
-    workers: int = Field(1, ge=1, le=64, description="Batches that compute at the same time, sharing the threads.")
-
-
-class Cache(_Section):
-    """What is worked out on this machine for this machine, and reused at the next start. Nothing of a gallery."""
-
-    folder: Path | None = Field(
-        None,
-        description="Where it is kept; made when missing. Default: `passerby` in the user's cache folder "
-        "($XDG_CACHE_HOME, else ~/.cache).",
-    )
-    tuning: bool = Field(
-        True,
-        description="Take threads, workers and largest batch from `passerby bundle tune`, where it measured this "
-        "encoder on this machine and the configuration does not set them.",
-    )
-    compiled: bool = Field(True, description="Keep the encoder as OpenVINO compiled it, for the next start.")
-
-
-class Upkeep(_Section):
-    """What the server does by itself with the galleries."""
-
-    sweep_seconds: float = Field(
-        60.0,
-        gt=0,
-        le=86_400,
-        description="How often the server looks for tracklets that are older than their retention: none outlives it by more.",
-    )
-    rewrite_seconds: float = Field(
-        600.0,
-        ge=0,
-        le=86_400,
-        description="How long the slack of the database file may hold pieces of a deleted tracklet before the whole file "
-        "is written anew, which deletions in that time share. EraseIdentity does not wait.",
-    )
-
-
-class ServerConfig(_Section):
+class ServerConfig(Section):
     """Everything that the server can be told."""
 
     bundle: Path = Field(description="Folder of the bundle (`passerby export` or `passerby bundle wrap` makes one).")

@@ -17,7 +17,6 @@ from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import search_service_pb2 as search_service
 from passerby.v1 import tracklet_service_pb2 as tracklet_service
 
-from passerby_server.config import Limits
 from passerby_server.gallery.types import (
     NewTracklet,
     Rerank,
@@ -25,6 +24,7 @@ from passerby_server.gallery.types import (
     TrackletFilter,
     TravelWindow,
 )
+from passerby_server.sections import Limits
 
 T = TypeVar("T")
 

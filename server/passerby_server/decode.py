@@ -14,7 +14,7 @@ from passerby.v1 import resources_pb2 as resources
 from passerby_model import preprocess
 from PIL import Image
 
-from passerby_server.config import Limits
+from passerby_server.sections import Limits
 
 THUMBNAIL_HEIGHT = 256
 THUMBNAIL_MAX_WIDTH = 512

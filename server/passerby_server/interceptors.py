@@ -33,8 +33,8 @@ from passerby.errors import (
     ResourceExhaustedError,
 )
 
-from passerby_server.config import Limits
 from passerby_server.logs import event
+from passerby_server.sections import Limits
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from passerby_client import Client
-from passerby_server.config import Upkeep
+from passerby_server.sections import Upkeep
 
 from tests.clients.conftest import crop
 from tests.e2e.test_readme import blocks, run

@@ -22,7 +22,7 @@ import yaml
 from passerby_model import train_config
 from passerby_model.bundle import open_bundle
 from passerby_model.street import StreetConfig, write
-from passerby_server.config import Batching, Cache, Limits
+from passerby_server.sections import Batching, Cache, Limits
 
 from tests.export.conftest import foreign_onnx
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from passerby.errors import InvalidArgumentError, NotFoundError
 from passerby.v1 import search_service_pb2 as search_v1
-from passerby_server.config import CLIENT_VARIABLES, Batching, Cache, Limits, ServerConfig, keys, load_config
+from passerby_server.config import CLIENT_VARIABLES, ServerConfig, keys, load_config
 from passerby_server.convert import rerank
+from passerby_server.sections import Batching, Cache, Limits
 from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,10 +14,10 @@ from passerby_model import neighbours
 from passerby_model import rerank as rerank_module
 from passerby_model.rerank import k_reciprocal, shortlist_rerank
 from passerby_server import convert
-from passerby_server.config import Limits
 from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.pace import LateError, Pace
 from passerby_server.gallery.types import ModelSpace, NewTracklet, Rerank
+from passerby_server.sections import Limits
 
 from tests.server.gallery.filling import ask, at, ids
 
