@@ -29,9 +29,18 @@ from passerby.errors import (
 )
 
 from passerby_server.gallery import ledger, rows, schema
-from passerby_server.gallery.embedded import open_galleries
+from passerby_server.gallery.erasure import Erasing
+from passerby_server.gallery.files import discard, put_in_place, sync
+from passerby_server.gallery.home import REWRITE_DELAY
 from passerby_server.gallery.snapshot import drop_snapshots
-from passerby_server.gallery.store import DATABASE_NAME, RESTORING_SUFFIX, FolderLock, translated_errors
+from passerby_server.gallery.store import (
+    DATABASE_NAME,
+    RESTORING_SUFFIX,
+    FolderLock,
+    Store,
+    keep_temporary_files,
+    translated_errors,
+)
 
 MANIFEST_NAME = "backup.json"
 FORMAT = 1
@@ -81,12 +90,13 @@ def back_up(data: Path, target: Path) -> Backup:
     with _opened(data / DATABASE_NAME) as source:
         _check_version(source, data)
         time = rows.now()
+        # One at this place is gone: deleted by hand, or its making was killed.
+        source.execute("DELETE FROM backups WHERE location = ?", (str(target),))
         number = source.execute("INSERT INTO backups (time, location) VALUES (?, ?)", (time, str(target))).lastrowid
         try:
             _make_folder(partial)
             backup = _copy(source, partial, time)
-            partial.rename(target)
-            _sync(target.parent)
+            put_in_place(partial, target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             source.execute("DELETE FROM backups WHERE backup_id = ?", (number,))
@@ -120,7 +130,8 @@ def restore(folder: Path, data: Path, *, force: bool = False) -> int:
     """Puts a verified backup in place of the store of `data`; how many identities were erased again.
 
     With `force` an existing store is replaced. Who was erased from it since the backup was made (EraseIdentity) is
-    erased from the restored one too, where the existing store can still be read.
+    erased from the restored one too, where the existing store can still be read: before it is put in place, so that
+    one that is killed leaves the existing store, or a restored one without them.
 
     Raises:
         NotFoundError, InvalidArgumentError: `folder` is no backup. DataLossError (BACKUP_DAMAGED): it is damaged.
@@ -135,22 +146,23 @@ def restore(folder: Path, data: Path, *, force: bool = False) -> int:
         )
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = FolderLock(data)
+    scratch = data / f"{DATABASE_NAME}{RESTORING_SUFFIX}"
     try:
-        fresh = data / f"{DATABASE_NAME}{RESTORING_SUFFIX}"
+        discard(scratch)  # of an attempt that was killed
+        fresh = scratch / DATABASE_NAME
         _verified_copy(folder / DATABASE_NAME, fresh, backup)
         erased = _erased_identities(data / DATABASE_NAME, fresh)
+        if erased:
+            keep_temporary_files(data)
+            _erase_again(scratch, erased)
         # The old log first: SQLite would apply it to the new file.
         for suffix in ("-wal", "-shm", "-journal"):
             (data / f"{DATABASE_NAME}{suffix}").unlink(missing_ok=True)
         drop_snapshots(data)  # of the indexes of what is replaced
-        fresh.replace(data / DATABASE_NAME)
-        _sync(data)
+        put_in_place(fresh, data / DATABASE_NAME)
     finally:
+        discard(scratch)
         lock.release()
-    if erased:
-        with contextlib.closing(open_galleries(data)) as galleries:
-            for gallery_id, identity_id in erased:
-                galleries.erase_identity(gallery_id, identity_id, force=True)
     return len(erased)
 
 
@@ -227,35 +239,52 @@ def _copy(source: sqlite3.Connection, folder: Path, time: int) -> Backup:
     said |= {"sha256": digest, "galleries": galleries}
     (folder / MANIFEST_NAME).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     for name in (DATABASE_NAME, MANIFEST_NAME):
-        _sync(folder / name)
-    _sync(folder)
+        sync(folder / name)
+    sync(folder)
     return Backup(rows.from_microseconds(time), version, size, digest, galleries)
 
 
 def _verified_copy(source: Path, target: Path, backup: Backup) -> None:
-    """Copies the database of a backup, and reads both back; removes the copy when anything is wrong with it."""
+    """Copies the database of a backup, and reads both back."""
     try:
         _check_hash(source, backup)
-        target.unlink(missing_ok=True)
+        target.parent.mkdir(mode=0o700)
         os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         shutil.copyfile(source, target)
-        _sync(target)
+        sync(target)
         _check_hash(target, backup)
         with _opened(target) as connection:
             _check_version(connection, source.parent)
     except OSError as error:
-        target.unlink(missing_ok=True)
         raise FailedPreconditionError(
             f"{source} cannot be copied to {target.parent}: {error.strerror}", reason="STORE_NOT_WRITABLE"
         ) from error
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
 
 
 def _check_hash(path: Path, backup: Backup) -> None:
     if _hash(path) != (backup.size_bytes, backup.sha256):
         raise DataLossError(f"{path} is damaged: it is not what {MANIFEST_NAME} says", reason="BACKUP_DAMAGED")
+
+
+class _Scratch(Erasing):
+    """A store without indexes, in a folder of its own, to erase in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._store = Store(folder)
+        self._live = {}
+        self._rewrite_delay = REWRITE_DELAY
+        with self._store.read() as connection:
+            (self._audit_key,) = connection.execute("SELECT value FROM secrets WHERE name = 'audit'").fetchone()
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def _erase_again(folder: Path, found: list[tuple[str, str]]) -> None:
+    """Erases identities from the store in `folder`, which is one durable file afterwards."""
+    with contextlib.closing(_Scratch(folder)) as scratch:
+        scratch.erase_again(found)
+    sync(folder / DATABASE_NAME)
 
 
 def _erased_identities(old: Path, fresh: Path) -> list[tuple[str, str]]:
@@ -294,11 +323,3 @@ def _make_folder(folder: Path) -> None:
         raise FailedPreconditionError(
             f"cannot make {folder.parent}: {error.strerror}", reason="BACKUP_NOT_WRITABLE"
         ) from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,7 +6,6 @@ index; the method returns after both. At open the index comes from its snapshot 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import uuid
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from passerby_server.gallery.ledger import Outcome, Request
 from passerby_server.gallery.live import LiveIndex
 from passerby_server.gallery.maintenance import Maintaining
 from passerby_server.gallery.rows import GalleryRow
-from passerby_server.gallery.store import Store
+from passerby_server.gallery.store import Store, keep_temporary_files
 from passerby_server.gallery.types import (
     AuditEntry,
     Galleries,
@@ -68,8 +67,7 @@ def open_galleries(
         DataLossError: the database or a descriptor in it is damaged.
         InvalidArgumentError: no such kind of index (INDEX_KIND).
     """
-    # The copy that SQLite makes for a rewrite is of people, too: it stays on the volume that was chosen for them.
-    os.environ.setdefault("SQLITE_TMPDIR", str(folder.absolute()))
+    keep_temporary_files(folder)
     return EmbeddedGalleries(folder, threads=threads, rewrite_delay=rewrite_delay, index=index)
 
 

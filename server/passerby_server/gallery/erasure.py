@@ -91,6 +91,19 @@ class Erasing(Home):
         subject = ledger.pseudonym(self._audit_key, "identity", "", identity_id)
         return Erasure(erased.count, self._receipt(erased, subject, rewritten))
 
+    def erase_again(self, found: Iterable[tuple[str, str]]) -> None:
+        """Erases identities, (gallery id, identity id) each, in one transaction, and writes the files anew."""
+
+        def change(connection: sqlite3.Connection) -> tuple[tuple[int, int], ...]:
+            erased = [
+                self._forget_identity(connection, rows.get_gallery(connection, gallery_id), identity_id)
+                for gallery_id, identity_id in found
+            ]
+            return tuple(one for part in erased for one in part.ids)
+
+        self._store.write(change, self._follow, scrub=True)
+        self._store.rewrite()
+
     def set_retention(self, gallery_id: str, rules: Sequence[RetentionRule]) -> tuple[RetentionRule, ...]:
         if len({rule.camera_id for rule in rules}) < len(rules):
             raise InvalidArgumentError.of("rules", "name a camera twice")

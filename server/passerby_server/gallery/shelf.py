@@ -14,6 +14,7 @@ import numpy as np
 from passerby_server.gallery import kinds, snapshot
 from passerby_server.gallery.approximate import ApproximateIndex
 from passerby_server.gallery.descriptors import BATCH, StoppedError, gallery_ids, get_descriptors
+from passerby_server.gallery.files import put_in_place
 from passerby_server.gallery.kinds import IndexKind
 from passerby_server.gallery.snapshot import Header, Snapshot, drop_snapshots, path_of
 from passerby_server.gallery.store import Store
@@ -84,7 +85,7 @@ class Shelf:
             if self._removals != removals:  # something in it was erased meanwhile
                 written.unlink(missing_ok=True)
                 return
-            snapshot.publish(written, self._path)
+            put_in_place(written, self._path)
             self._saved = (kind, len(ids))
         self._due = time.monotonic() + INTERVAL
 

@@ -107,16 +107,6 @@ def write(path: Path, key: bytes, snapshot: Snapshot, stop: threading.Event) -> 
         raise
 
 
-def publish(written: Path, path: Path) -> None:
-    """Puts a written snapshot in the place of the old one, durably."""
-    written.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def read(path: Path, key: bytes) -> Snapshot | None:
     """The snapshot at `path`; None, with the reason in the log, unless the store's key made every bit of it."""
     try:

@@ -28,6 +28,7 @@ from passerby.errors import (
 )
 
 from passerby_server.gallery import schema
+from passerby_server.gallery.files import discard
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 DATABASE_NAME = "gallery.db"
 LOCK_NAME = "lock"
 RESTORING_SUFFIX = ".restoring"
-"""Of the database that a restore is copying."""
+"""Of the folder in which a restore prepares the database."""
 BUSY_TIMEOUT = 10.0
 """Seconds that a connection waits for another one's lock; ours never hold one that long."""
 MAX_GROUP = 64
@@ -45,6 +46,12 @@ SCRUB_WAIT = 0.2
 """Seconds that a delete waits for reads to end, to take what it deleted out of the log as well."""
 IDLE_READERS = 8
 """Reading connections kept open between reads."""
+
+
+def keep_temporary_files(folder: Path) -> None:
+    """Has SQLite make the copy of a rewrite in `folder`, unless the operator chose a place: it is of people, too, and
+    stays on the volume that was chosen for them."""
+    os.environ.setdefault("SQLITE_TMPDIR", str(folder.absolute()))
 
 
 class FolderLock:
@@ -103,7 +110,7 @@ class Store:
             self._lock = FolderLock(folder)
             undo.callback(self._lock.release)
             # Of a restore that was killed: it blocks nothing, but what is in it must not outlast an erasure.
-            (folder / f"{DATABASE_NAME}{RESTORING_SUFFIX}").unlink(missing_ok=True)
+            discard(folder / f"{DATABASE_NAME}{RESTORING_SUFFIX}")
             _make_private(self.path)
             with translated_errors():
                 self._writer = self._connect()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 
@@ -24,6 +26,8 @@ from passerby_server.gallery.types import RetentionRule, TrackletFilter
 
 from tests.server.gallery.filling import SPACE, ask, ids, put, reason
 
+_OPEN = [DATABASE_NAME, f"{DATABASE_NAME}-shm", f"{DATABASE_NAME}-wal", LOCK_NAME]
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -40,8 +44,12 @@ def opened(folder):
     galleries.close()
 
 
+def _records(galleries):
+    return galleries.list_tracklets("g", TrackletFilter(), 1000).items
+
+
 def _listed(galleries):
-    return [item.tracklet_id for item in galleries.list_tracklets("g", TrackletFilter(), 1000).items]
+    return [item.tracklet_id for item in _records(galleries)]
 
 
 def test_a_backup_of_a_busy_store_is_one_moment_of_it(opened, folder, tmp_path):
@@ -148,6 +156,73 @@ def test_who_was_erased_since_the_backup_does_not_come_back(opened, folder, tmp_
     assert _listed(again) == [f"t{number}" for number in range(0, 20, 2)]  # t0 was deleted, its person was not erased
     assert again.get_retention("g") == (RetentionRule("c9", timedelta(days=1)),)
     again.close()
+
+
+# Runs a restore, which says where it is and waits there for the end.
+STOPPED = """
+import sys, time
+from pathlib import Path
+from passerby_server.gallery import backup, erasure
+
+def stop(*_):
+    print("here", flush=True)
+    time.sleep(60)
+
+place = sys.argv[3]
+if place == "copied":
+    erasure.Erasing.erase_again = stop
+elif place == "erased":
+    backup.drop_snapshots = stop
+else:
+    put_in_place = backup.put_in_place
+    backup.put_in_place = lambda written, path: (put_in_place(written, path), stop())
+backup.restore(Path(sys.argv[1]), Path(sys.argv[2]), force=True)
+"""
+
+
+@pytest.mark.parametrize(("place", "kept"), [("copied", 9), ("erased", 9), ("in place", 10)])
+def test_a_killed_restore_never_brings_back_who_was_erased(opened, folder, tmp_path, place, kept):
+    """Neither at once, nor when it is repeated. Before the fresh store is in place the old one is there, without t0."""
+    back_up(folder, tmp_path / "backup")
+    opened.erase_identity("g", "p1", force=True)
+    opened.delete_tracklet("g", "t0")
+    opened.close()
+    arguments = [sys.executable, "-c", STOPPED, str(tmp_path / "backup"), str(folder), place]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.kill()
+    assert restore(tmp_path / "backup", tmp_path / "other") == 0  # the backup itself knows nobody as erased
+    again = open_galleries(folder)
+    assert {item.identity_id for item in _records(again)} == {"p0"}
+    assert len(_listed(again)) == kept
+    assert sorted(path.name for path in folder.iterdir()) == _OPEN
+    again.close()
+    assert restore(tmp_path / "backup", folder, force=True) == 1
+    again = open_galleries(folder)
+    assert _listed(again) == [f"t{number}" for number in range(0, 20, 2)]
+    again.close()
+
+
+def test_what_a_killed_backup_left_goes_with_the_next_one_at_its_place(opened, folder, tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from passerby_server.gallery import backup\n"
+        "backup.put_in_place = lambda *_: (print('here', flush=True), time.sleep(60))\n"
+        "backup.back_up(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    arguments = [sys.executable, "-c", script, str(folder), str(tmp_path / "backup")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.kill()
+    assert (tmp_path / ".backup.partial").is_dir()
+    assert not (tmp_path / "backup").exists()
+    copies = opened.delete_tracklet("g", "t0").unreachable_copies
+    assert len(copies) == 1  # what the killed one left holds people, too
+    back_up(folder, tmp_path / "backup")
+    assert not (tmp_path / ".backup.partial").exists()
+    copies = opened.delete_tracklet("g", "t1").unreachable_copies
+    assert [str(tmp_path / "backup") in copy for copy in copies] == [True]
 
 
 def test_a_damaged_store_is_replaced(opened, folder, tmp_path):

@@ -195,7 +195,8 @@ def test_a_delete_while_a_snapshot_is_written_wins(home, monkeypatch):
 WRITER = """
 import sys, threading, numpy as np
 from pathlib import Path
-from passerby_server.gallery.snapshot import Header, Snapshot, publish, write
+from passerby_server.gallery.files import put_in_place
+from passerby_server.gallery.snapshot import Header, Snapshot, write
 path = Path(sys.argv[1])
 print("ready", flush=True)
 turn = 0
@@ -204,7 +205,7 @@ while True:
     header = Header(1, "f", "cosine", 4, "SQ8", "", 0, 1000, turn, turn)
     codes = np.full(1_000_000, turn % 251, np.uint8)
     write(path.with_name(path.name + ".new"), b"k" * 32, Snapshot(header, np.arange(1000), codes), threading.Event())
-    publish(path.with_name(path.name + ".new"), path)
+    put_in_place(path.with_name(path.name + ".new"), path)
 """
 
 

@@ -307,6 +307,17 @@ def test_stray_file_beside_the_database_does_not_block(folder, stray):
     galleries.close()
 
 
+def test_what_a_killed_restore_left_is_gone_after_a_start(folder):
+    database = _filled(folder)
+    scratch = folder / f"{DATABASE_NAME}.restoring"
+    scratch.mkdir()
+    (scratch / DATABASE_NAME).write_bytes(database.read_bytes())
+    galleries = open_galleries(folder)
+    assert not scratch.exists()
+    assert galleries.stats("g").tracklet_count == 300
+    galleries.close()
+
+
 def test_torn_log_gives_what_was_whole_in_it(folder, tmp_path):
     """Power that fails in the middle of a write tears the log's last pages: SQLite keeps to the last whole commit."""
     database = _filled(folder)
