@@ -21,8 +21,9 @@ lint: .venv/.ready ## Style and common faults (ruff).
 types: .venv/.ready ## Types (mypy, strict).
 	.venv/bin/mypy
 
-proto: .venv/.ready ## Lint the API (buf) and compare the committed stubs with fresh ones.
+proto: .venv/.ready ## Lint the API (buf) and compare the committed stubs and the synchronous client with fresh ones.
 	.venv/bin/python proto/generate.py --check
+	.venv/bin/python clients/generate.py --check
 
 # In two processes: training and export load torch with its own threads, servers and clients need none of it.
 pytest: .venv/.ready ## Tests.

@@ -8,6 +8,8 @@
         for hit in client.search("station", frames=["q1.jpg", "q2.jpg"], top_k=5).hits:
             print(hit.distance, hit.tracklet.name)
 
+`passerby_client.aio.AsyncClient` has the same methods as coroutines.
+
 Everything public is named in `__all__`; it is loaded when first used, so that `passerby --help` stays quick.
 """
 
@@ -17,16 +19,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from passerby_client._channel import DEFAULT_TARGET
     from passerby_client._frames import FrameInput
     from passerby_client._requests import tracklet_request
     from passerby_client._retry import RetryPolicy
-    from passerby_client.client import DEFAULT_TARGET, Client
+    from passerby_client._sync.client import Client
 
 __all__ = ["DEFAULT_TARGET", "Client", "FrameInput", "RetryPolicy", "tracklet_request"]
 
 _HOMES = {
-    "Client": "passerby_client.client",
-    "DEFAULT_TARGET": "passerby_client.client",
+    "Client": "passerby_client._sync.client",
+    "DEFAULT_TARGET": "passerby_client._channel",
     "FrameInput": "passerby_client._frames",
     "RetryPolicy": "passerby_client._retry",
     "tracklet_request": "passerby_client._requests",

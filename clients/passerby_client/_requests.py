@@ -1,4 +1,4 @@
-"""Arguments -> request messages. Pure functions: a synchronous and an asynchronous client build the same requests."""
+"""Arguments -> request messages. Pure functions, but for the reading of frames' files."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ DescriptorInput = resources_pb2.TrackletDescriptor | tuple[Sequence[float] | NDA
 
 # A message is more than its frames: room for the header of a gRPC message and for what a proxy may add.
 MESSAGE_OVERHEAD_BYTES = 4096
+LIST_PAGE_SIZE = 500
 
 
 def gallery(name: str) -> str:
@@ -119,6 +120,11 @@ def check_fits(frames: resources_pb2.FrameSequence, max_message_bytes: int) -> r
     )
 
 
+def query_frames(frames: Iterable[FrameInput], max_message_bytes: int) -> resources_pb2.FrameSequence:
+    """The frames of a query. Raises what `frame_sequence` and `check_fits` raise."""
+    return check_fits(frame_sequence(frames), max_message_bytes)
+
+
 def tracklet_filter(
     *,
     cameras: Iterable[str] = (),
@@ -194,7 +200,7 @@ def search(
         request.query_start_time.FromDatetime(query_time[0])
         request.query_end_time.FromDatetime(query_time[1])
     if frames is not None:
-        request.frames.CopyFrom(check_fits(frame_sequence(frames), max_message_bytes))
+        request.frames.CopyFrom(query_frames(frames, max_message_bytes))
     if descriptor_ is not None:
         request.tracklet_descriptor.CopyFrom(descriptor(descriptor_))
     if tracklet_ is not None:

@@ -181,10 +181,10 @@ def from_status(status: status_pb2.Status) -> PasserbyError:
 def from_rpc_error(error: grpc.RpcError) -> PasserbyError:
     """The error behind a failed call: from its AIP-193 details, or from its bare code and text.
 
-    `error` is what a gRPC stub raised; a sync stub's error is also a `grpc.Call`. Details that were mangled on the way,
+    `error` is what a gRPC stub raised: also a `grpc.Call`, or an `AioRpcError`. Details that were mangled on the way,
     or that are of another code than the call's, are left out.
     """
-    if not isinstance(error, grpc.Call):
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return PasserbyError(str(error))
     plain = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
     for key, value in error.trailing_metadata() or ():

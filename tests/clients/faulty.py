@@ -35,6 +35,7 @@ class Faults:
     item_errors: statuses for the next items of a bulk stream.
     break_after: after so many bulk answers, the stream breaks with UNAVAILABLE (once).
     delay: seconds before each answer.
+    barrier: each call waits for so many others.
     hold: while cleared, bulk streams answer nothing but the next `free` items.
     """
 
@@ -44,6 +45,7 @@ class Faults:
         self.item_errors: deque[PasserbyError] = deque()
         self.break_after: int | None = None
         self.delay = 0.0
+        self.barrier: threading.Barrier | None = None
         self.stored: dict[str, resources_pb2.Tracklet] = {}
         self.hold = threading.Event()
         self.hold.set()
@@ -55,6 +57,8 @@ class Faults:
     def enter(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
         self.seen.append((method, request))
         time.sleep(self.delay)
+        if self.barrier is not None:
+            self.barrier.wait(20)
         error = self.errors[method].popleft() if self.errors[method] else None
         if error is not None:
             refuse(context, error)

@@ -22,6 +22,7 @@ from passerby.errors import (
 )
 from passerby_client import Client, RetryPolicy
 
+from tests.clients.conftest import MakeClient
 from tests.clients.faulty import Faults, faulty_server
 
 CROP = np.zeros((8, 4, 3), dtype=np.uint8)
@@ -115,19 +116,19 @@ def test_an_error_arrives_as_it_was_raised(faulty: tuple[Client, Faults]) -> Non
     assert caught.value.violations == (FieldViolation("camera_id", "is empty"),)
 
 
-def test_no_server_at_the_address_says_what_to_do() -> None:
+def test_no_server_at_the_address_says_what_to_do(make_client: MakeClient) -> None:
     retry = RetryPolicy(attempts=2, initial_backoff=0.01)
     with (
-        Client("127.0.0.1:1", retry=retry) as client,
+        make_client("127.0.0.1:1", retry=retry) as client,
         pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1; start one with `passerby serve`"),
     ):
         client.model_info()
 
 
-def test_wait_until_ready_waits_for_a_server_that_starts_later() -> None:
+def test_wait_until_ready_waits_for_a_server_that_starts_later(make_client: MakeClient) -> None:
     with faulty_server() as (address, _):
         pass  # the port was free a moment ago
-    with Client(address) as client:
+    with make_client(address) as client:
         with pytest.raises(UnavailableError, match=r"after 0\.3 s"):
             client.wait_until_ready(timeout=0.3)
         with faulty_server(address) as (_, faults):
@@ -136,19 +137,21 @@ def test_wait_until_ready_waits_for_a_server_that_starts_later() -> None:
 
 
 @pytest.mark.parametrize("call", ["model_info", "wait_until_ready"])
-def test_a_client_that_is_closed_between_two_attempts_says_so(call: str) -> None:
+def test_a_client_that_is_closed_between_two_attempts_says_so(make_client: MakeClient, call: str) -> None:
     with faulty_server() as (address, faults):
         faults.errors["GetModelInfo"].extend([UnavailableError("restarting", retry_delay=0.5)] * 20)
-        client = Client(address)
+        client = make_client(address)
         threading.Timer(0.25, client.close).start()
         with pytest.raises((FailedPreconditionError, CancelledError)):
             getattr(client, call)()
 
 
-def test_tls_credentials_are_used() -> None:
+def test_tls_credentials_are_used(make_client: MakeClient) -> None:
     with (
         faulty_server() as (address, _),
-        Client(address, credentials=grpc.ssl_channel_credentials(), retry=RetryPolicy(attempts=1), timeout=5) as client,
+        make_client(
+            address, credentials=grpc.ssl_channel_credentials(), retry=RetryPolicy(attempts=1), timeout=5
+        ) as client,
         pytest.raises(UnavailableError),
     ):
         client.model_info()  # the server speaks no TLS

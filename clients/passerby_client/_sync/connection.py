@@ -1,6 +1,7 @@
+# Made of _async/connection.py by clients/generate.py: edit that one.
 """The connection under `Client`: the channel with its stubs, and how one call is made.
 
-A call has one deadline over all its attempts; between them the connection may be closed by another thread.
+A call has one deadline over all its attempts; between them the connection may be closed by somebody else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from passerby.errors import (
     InvalidArgumentError,
     PasserbyError,
     UnavailableError,
-    from_rpc_error,
 )
 from passerby.v1 import (
     gallery_service_pb2_grpc,
@@ -28,22 +28,21 @@ from passerby.v1 import (
     tracklet_service_pb2_grpc,
 )
 
-from passerby_client._retry import RetryPolicy
-
-DEFAULT_TARGET = "127.0.0.1:50051"
-DEFAULT_TIMEOUT_SECONDS = 30.0
-# An encoder on a small CPU does some 5 snippets of 4 frames a second: a long tracklet is given its time.
-TIMEOUT_SECONDS_PER_FRAME = 0.25
-# What gRPC servers accept unless told otherwise.
-DEFAULT_MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-# A thousand hits with their thumbnails.
-DEFAULT_MAX_RECEIVE_BYTES = 64 * 1024 * 1024
-# gRPC's own pause before it dials again starts at 1 s and grows to 120 s: a restarted server would not be noticed.
-_RECONNECT_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+from passerby_client._channel import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_MAX_RECEIVE_BYTES,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT_SECONDS,
+    RECONNECT_OPTIONS,
+    TIMEOUT_SECONDS_PER_FRAME,
+    ChannelClosed,
+    answer,
+    channel,
+    explained,
+    open_stream,
 )
+from passerby_client._concurrency import sleep
+from passerby_client._retry import RetryPolicy
 
 Response = TypeVar("Response")
 
@@ -70,16 +69,12 @@ class Connection:
         self._max_message_bytes = max_message_bytes
         self._closed = False
         channel_options = [
-            *_RECONNECT_OPTIONS,
+            *RECONNECT_OPTIONS,
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_receive_bytes),
             *options,
         ]
-        self._channel = (
-            grpc.insecure_channel(target, options=channel_options)
-            if credentials is None
-            else grpc.secure_channel(target, credentials, options=channel_options)
-        )
+        self._channel = channel(target, credentials, channel_options)
         self._galleries = gallery_service_pb2_grpc.GalleryServiceStub(self._channel)
         self._tracklets = tracklet_service_pb2_grpc.TrackletServiceStub(self._channel)
         self._searches = search_service_pb2_grpc.SearchServiceStub(self._channel)
@@ -113,20 +108,18 @@ class Connection:
                     ),
                     max(deadline - time.monotonic(), 0.0),
                 )
-            except grpc.RpcError as raised:
-                error = from_rpc_error(raised)
+            except (UnavailableError, DeadlineExceededError) as raised:
+                error = raised
             pause = 0.1
             if isinstance(error, DeadlineExceededError) or time.monotonic() + pause >= deadline:
                 raise UnavailableError(f"no passerby server answers at {self.target} after {timeout:g} s") from error
-            if not isinstance(error, UnavailableError):
-                raise error
-            time.sleep(pause)
+            sleep(pause)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> str:
         """SERVING, NOT_SERVING or UNKNOWN: of the whole server, or of one service (`passerby.v1.SearchService`)."""
         request = health_pb2.HealthCheckRequest(service=service)
-        status = self._call(self._health.Check, request, timeout).status  # type: ignore[attr-defined]  # stubs lack it
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+        answer = self._call(self._health.Check, request, timeout)  # type: ignore[attr-defined]  # stubs lack it
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -136,8 +129,17 @@ class Connection:
         """One attempt; FailedPreconditionError when the client was closed before it began."""
         self._check_open()
         try:
-            return attempt(seconds)
-        except ValueError:  # gRPC's word for a channel that another thread closed in between
+            return answer(attempt, seconds)
+        except ChannelClosed:  # by somebody else, in between
+            self._check_open()
+            raise
+
+    def _stream(self, method: Callable[..., Any], requests: Iterator[Any], timeout: float | None = None) -> Any:
+        """An open stream of requests and answers; FailedPreconditionError when the client is closed."""
+        self._check_open()
+        try:
+            return open_stream(method, requests, timeout)
+        except ChannelClosed:
             self._check_open()
             raise
 
@@ -155,12 +157,12 @@ class Connection:
             attempt += 1
             try:
                 return self._once(attempt_once, max(deadline - time.monotonic(), 0.0))
-            except grpc.RpcError as raised:
-                error = self._error(raised)
+            except PasserbyError as raised:
+                error = explained(raised, self.target)
             delay = self._retry.delay(error, attempt)
             if delay is None or time.monotonic() + delay >= deadline:
                 raise error
-            time.sleep(delay)
+            sleep(delay)
 
     def _pages(self, method: Callable[..., Response], request: Any, timeout: float | None) -> Iterator[Response]:
         while True:
@@ -169,14 +171,3 @@ class Connection:
             request.page_token = page.next_page_token  # type: ignore[attr-defined]
             if not request.page_token:
                 return
-
-    def _error(self, raised: grpc.RpcError) -> PasserbyError:
-        """The error behind a failed call; a failure to connect says where to, in words."""
-        error = from_rpc_error(raised)
-        if isinstance(error, UnavailableError) and "connect" in error.message.lower():
-            return UnavailableError(
-                f"no passerby server answers at {self.target}; start one with `passerby serve`, or name another "
-                f"(--server, PASSERBY_SERVER): {error.message}",
-                reason=error.reason,
-            )
-        return error

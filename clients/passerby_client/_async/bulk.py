@@ -1,26 +1,22 @@
 """Many tracklets over one stream: bounded, lazy, and resumed when the connection breaks.
 
-    caller's iterable --feeder thread, waits for a free slot--> events --> outbox --gRPC's thread--> server
-    caller's loop    <--results, in completion order----------- events <-- receiver thread <-------- server
-                                    (a tracklet too large for one message: a thread of its own, StreamTracklet)
+    caller's iterable --feeder, waits for a free slot--> events --> outbox --gRPC--> server
+    caller's loop    <--results, in completion order---- events <-- receiver <------ server
+                                    (a tracklet too large for one message: a worker of its own, StreamTracklet)
 
-All state is touched by the caller's thread alone; the threads only put events. A tracklet holds its slot from before it
-is taken from the iterable until its result is given to the caller, so at most `max_in_flight` are in memory. When the
-stream breaks with UNAVAILABLE, what is unanswered is sent again under the same request ids: a tracklet that the server
-had stored in the meantime is answered again, not stored again. A server ends a stream that is silent for long: when the
-iterable pauses, the next item opens a new one.
+All state is touched where the caller iterates alone; the workers (tasks or threads) only put events. A tracklet holds its
+slot from before it is taken from the iterable until its result is given to the caller, so at most `max_in_flight` are in
+memory. When the stream breaks with UNAVAILABLE, what is unanswered is sent again under the same request ids: a tracklet
+that the server had stored in the meantime is answered again, not stored again. A server ends a stream that is silent for
+long: when the iterable pauses, the next item opens a new one.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
 from google.rpc import status_pb2
 from passerby.errors import (
     DeadlineExceededError,
@@ -28,11 +24,21 @@ from passerby.errors import (
     InvalidArgumentError,
     PasserbyError,
     UnavailableError,
-    from_rpc_error,
     from_status,
 )
 from passerby.v1 import resources_pb2, tracklet_service_pb2
 
+from passerby_client._channel import async_answers
+from passerby_client._concurrency import (
+    ASYNC_CANCELLED,
+    AsyncMailbox,
+    AsyncSemaphore,
+    AsyncSource,
+    AsyncWorker,
+    AsyncWorkers,
+    async_each,
+    async_sleep,
+)
 from passerby_client._requests import fits, new_request_id
 from passerby_client._retry import RetryPolicy
 
@@ -40,7 +46,7 @@ Request = tracklet_service_pb2.IngestTrackletRequest
 Result = tracklet_service_pb2.BulkIngestTrackletsResponse
 # How long the end of a stream is awaited after its last answer.
 CLOSING_SECONDS = 2.0
-Outbox = queue.SimpleQueue[tracklet_service_pb2.BulkIngestTrackletsRequest | None]
+Message = tracklet_service_pb2.BulkIngestTrackletsRequest
 
 
 @dataclass(slots=True)
@@ -90,13 +96,13 @@ class _Pending:
 @dataclass(slots=True)
 class _Stream:
     number: int = 0
-    outbox: Outbox = field(default_factory=queue.SimpleQueue)
+    outbox: AsyncMailbox[Message | None] = field(default_factory=AsyncMailbox)
     call: Any = None
-    receiver: threading.Thread | None = None
+    receiver: AsyncWorker | None = None
     failures: int = 0  # in a row, without an answer in between
 
 
-class BulkIngest:
+class AsyncBulkIngest:
     """One run of bulk ingest; iterate over `results()` once.
 
     Args:
@@ -108,10 +114,10 @@ class BulkIngest:
 
     def __init__(
         self,
-        requests: Iterable[Request],
+        requests: AsyncSource[Request],
         *,
-        open_stream: Callable[[Iterator[tracklet_service_pb2.BulkIngestTrackletsRequest]], Any],
-        ingest_large: Callable[[Request], resources_pb2.Tracklet],
+        open_stream: Callable[[AsyncIterator[Message]], Any],
+        ingest_large: Callable[[Request], Awaitable[resources_pb2.Tracklet]],
         retry: RetryPolicy,
         max_message_bytes: int,
         max_in_flight: int,
@@ -125,35 +131,36 @@ class BulkIngest:
         self._retry = retry
         self._max_message_bytes = max_message_bytes
         self._quiet_timeout = quiet_timeout
-        self._slots = threading.Semaphore(max_in_flight)
-        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._stopped = threading.Event()
+        self._slots = AsyncSemaphore(max_in_flight)
+        self._events: AsyncMailbox[_Event] = AsyncMailbox()
+        self._workers = AsyncWorkers()
+        self._stopped = False
         self._pending: dict[str, _Pending] = {}
         self._exhausted: _Exhausted | None = None
         self._stream = _Stream()
 
-    def results(self) -> Iterator[Result]:
+    async def results(self) -> AsyncIterator[Result]:
         """Results in completion order. Raises PasserbyError when the stream cannot go on, and whatever the caller's
         iterable raised, after the results of what had been taken from it."""
-        threading.Thread(target=self._feed, name="passerby-bulk-feed", daemon=True).start()
+        self._workers.start(self._feed)
         try:
             while self._exhausted is None or self._pending:
-                result = self._handle(self._next_event())
+                result = await self._handle(await self._next_event())
                 if result is not None:
                     self._slots.release()
                     yield result
             if self._exhausted.error is not None:
                 raise self._exhausted.error
         finally:
-            self._stop()
+            await self._stop()
 
-    def _next_event(self) -> _Event:
+    async def _next_event(self) -> _Event:
         # A source that takes its time is no fault of the server's, and a tracklet too large for the stream has a
         # deadline of its own, by its length: only silence over what was sent on the stream counts.
         while True:
             try:
-                return self._events.get(timeout=self._quiet_timeout)
-            except queue.Empty:
+                return await self._events.get(timeout=self._quiet_timeout)
+            except TimeoutError:
                 waiting = sum(not pending.large for pending in self._pending.values())
                 if waiting:
                     raise DeadlineExceededError(
@@ -161,36 +168,36 @@ class BulkIngest:
                         "are unanswered: repeat them, which is harmless under the same request ids"
                     ) from None
 
-    def _handle(self, event: _Event) -> Result | None:
+    async def _handle(self, event: _Event) -> Result | None:
         if isinstance(event, _Taken):
-            self._take(event.request)
+            await self._take(event.request)
         elif isinstance(event, _Exhausted):
             self._exhausted = event
         elif isinstance(event, _Resend):
             if event.request_id in self._pending:  # else answered on a later stream
-                self._send(self._pending[event.request_id])
+                await self._send(self._pending[event.request_id])
         elif isinstance(event, _StreamEnded):
-            self._recover(event)
+            await self._recover(event)
         else:
             return self._settle(event.result)
         return None
 
-    def _take(self, request: Request) -> None:
+    async def _take(self, request: Request) -> None:
         if not request.request_id:
             request.request_id = new_request_id()
         if request.request_id in self._pending:
             raise InvalidArgumentError.of("request_id", f"{request.request_id} is given to two tracklets")
         pending = _Pending(request, large=not fits(request.ByteSize(), self._max_message_bytes))
         self._pending[request.request_id] = pending
-        self._send(pending)
+        await self._send(pending)
 
-    def _send(self, pending: _Pending) -> None:
+    async def _send(self, pending: _Pending) -> None:
         if pending.large:
-            threading.Thread(target=self._send_large, args=(pending.request,), daemon=True).start()
+            self._workers.start(self._send_large, pending.request)
             return
         if self._stream.call is None:
             self._open()
-        self._stream.outbox.put(tracklet_service_pb2.BulkIngestTrackletsRequest(request=pending.request))
+        self._stream.outbox.put(Message(request=pending.request))
 
     def _settle(self, result: Result) -> Result | None:
         pending = self._pending.get(result.request_id)
@@ -201,9 +208,8 @@ class BulkIngest:
             delay = self._retry.delay(from_status(result.status), pending.attempts)
             if delay is not None:
                 pending.attempts += 1
-                timer = threading.Timer(delay, self._events.put, [_Resend(result.request_id)])
-                timer.daemon = True
-                timer.start()
+                resend = _Resend(result.request_id)
+                self._workers.later(delay, lambda: self._events.put(resend))
                 return None
         del self._pending[result.request_id]
         return result
@@ -211,17 +217,13 @@ class BulkIngest:
     def _open(self) -> None:
         """A new stream, with everything in it that is unanswered (of the first stream: nothing)."""
         self._stream = _Stream(self._stream.number + 1, failures=self._stream.failures)
-        outbox = self._stream.outbox
-        self._stream.call = self._open_stream(iter(outbox.get, None))
-        self._stream.receiver = threading.Thread(
-            target=self._receive, args=(self._stream,), name="passerby-bulk-receive", daemon=True
-        )
-        self._stream.receiver.start()
+        self._stream.call = self._open_stream(_outgoing(self._stream.outbox))
+        self._stream.receiver = self._workers.start(self._receive, self._stream)
 
-    def _recover(self, ended: _StreamEnded) -> None:
+    async def _recover(self, ended: _StreamEnded) -> None:
         if ended.stream != self._stream.number:
             return
-        self._stream.outbox.put(None)  # frees the thread that waits for requests to send
+        self._stream.outbox.put(None)  # frees what waits for requests to send
         self._stream.call = None
         unanswered = [pending for pending in self._pending.values() if not pending.large]
         if not unanswered:
@@ -233,59 +235,66 @@ class BulkIngest:
         delay = self._retry.delay(error, self._stream.failures)
         if delay is None:
             raise error
-        time.sleep(delay)
+        await async_sleep(delay)
         for pending in unanswered:
-            self._send(pending)
+            await self._send(pending)
 
-    def _feed(self) -> None:
-        """Feeder thread: takes the next item only when there is a slot for it."""
+    async def _feed(self) -> None:
+        """Feeder: takes the next item only when there is a slot for it."""
         error: BaseException | None = None
         try:
-            source = iter(self._requests)
+            source = async_each(self._requests)
             while True:
-                self._slots.acquire()
-                if self._stopped.is_set():
+                await self._slots.acquire()
+                if self._stopped:
                     return
-                self._events.put(_Taken(next(source)))
-        except StopIteration:
+                self._events.put(_Taken(await anext(source)))
+        except StopAsyncIteration:
             pass
-        except BaseException as raised:  # noqa: BLE001 (raised again in the caller's thread)
+        except ASYNC_CANCELLED:
+            raise
+        except BaseException as raised:  # noqa: BLE001 (raised again where the caller iterates)
             error = raised
         self._events.put(_Exhausted(error))
 
-    def _receive(self, stream: _Stream) -> None:
-        """Receiver thread of one stream."""
+    async def _receive(self, stream: _Stream) -> None:
+        """Receiver of one stream."""
         error: PasserbyError | None = None
         try:
-            for result in stream.call:
+            async for result in async_answers(stream.call):
                 self._events.put(_Answered(result))
-        except grpc.RpcError as raised:
-            error = from_rpc_error(raised)
+        except PasserbyError as raised:
+            error = raised
         self._events.put(_StreamEnded(stream.number, error))
 
-    def _send_large(self, request: Request) -> None:
-        """Thread of one tracklet that does not fit into a message of the stream."""
+    async def _send_large(self, request: Request) -> None:
+        """Worker for one tracklet that does not fit into a message of the stream."""
         result = Result(request_id=request.request_id)
         try:
-            result.tracklet.CopyFrom(self._ingest_large(request))
+            result.tracklet.CopyFrom(await self._ingest_large(request))
         except PasserbyError as error:
             result.status.CopyFrom(error.to_status())
         except Exception as error:  # noqa: BLE001 (must become a result, or the caller would wait for ever)
             result.status.CopyFrom(_internal(error))
         self._events.put(_Answered(result))
 
-    def _stop(self) -> None:
-        """Frees every thread: the feeder waits for a slot, gRPC's for the outbox, the receiver for an answer."""
-        self._stopped.set()
+    async def _stop(self) -> None:
+        """Frees every worker: the feeder waits for a slot, gRPC for the outbox, the receiver for an answer."""
+        self._stopped = True
         self._slots.release()
         self._stream.outbox.put(None)
-        if self._stream.call is None or self._stream.receiver is None:
-            return
-        if self._pending or self._exhausted is None:
-            self._stream.call.cancel()
-        else:
-            # Let the server end the stream in order: a channel closed right now would count as a broken call there.
-            self._stream.receiver.join(timeout=CLOSING_SECONDS)
+        if self._stream.call is not None and self._stream.receiver is not None:
+            if self._pending or self._exhausted is None:
+                self._stream.call.cancel()
+            else:
+                # Let the server end the stream in order: a channel closed right now would count as a broken call there.
+                await self._workers.wait(self._stream.receiver, CLOSING_SECONDS)
+        await self._workers.stop()
+
+
+async def _outgoing(outbox: AsyncMailbox[Message | None]) -> AsyncIterator[Message]:
+    while (message := await outbox.get()) is not None:
+        yield message
 
 
 def _internal(error: Exception) -> status_pb2.Status:

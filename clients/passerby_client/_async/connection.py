@@ -1,0 +1,174 @@
+"""The connection under `AsyncClient`: the channel with its stubs, and how one call is made.
+
+A call has one deadline over all its attempts; between them the connection may be closed by somebody else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from passerby.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    PasserbyError,
+    UnavailableError,
+)
+from passerby.v1 import (
+    gallery_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    search_service_pb2_grpc,
+    tracklet_service_pb2_grpc,
+)
+
+from passerby_client._channel import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_MAX_RECEIVE_BYTES,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT_SECONDS,
+    RECONNECT_OPTIONS,
+    TIMEOUT_SECONDS_PER_FRAME,
+    ChannelClosed,
+    async_answer,
+    async_channel,
+    async_open_stream,
+    explained,
+)
+from passerby_client._concurrency import async_sleep
+from passerby_client._retry import RetryPolicy
+
+Response = TypeVar("Response")
+
+
+class AsyncConnection:
+    """A channel to a server, with the stubs of all services; the arguments are those of `AsyncClient`."""
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: grpc.ChannelCredentials | None = None,
+        retry: RetryPolicy | None = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        max_receive_bytes: int = DEFAULT_MAX_RECEIVE_BYTES,
+        options: Sequence[tuple[str, int | str]] = (),
+    ) -> None:
+        if timeout <= 0 or max_message_bytes < 1 or max_receive_bytes < 1:
+            raise InvalidArgumentError("timeout, max_message_bytes and max_receive_bytes must be above 0")
+        self.target = target
+        self._timeout = timeout
+        self._retry = retry or RetryPolicy()
+        self._max_message_bytes = max_message_bytes
+        self._closed = False
+        channel_options = [
+            *RECONNECT_OPTIONS,
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", max_receive_bytes),
+            *options,
+        ]
+        self._channel = async_channel(target, credentials, channel_options)
+        self._galleries = gallery_service_pb2_grpc.GalleryServiceStub(self._channel)
+        self._tracklets = tracklet_service_pb2_grpc.TrackletServiceStub(self._channel)
+        self._searches = search_service_pb2_grpc.SearchServiceStub(self._channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    async def close(self) -> None:
+        """Closes the connection; calls under way end with CancelledError, further ones with FailedPreconditionError."""
+        self._closed = True
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def wait_until_ready(self, timeout: float = 60.0) -> model_service_pb2.GetModelInfoResponse:
+        """Waits until the server answers, at most `timeout` seconds; what it answers says which model it runs.
+
+        Raises UnavailableError when there is no answer by then.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return await self._once(
+                    lambda seconds: self._models.GetModelInfo(
+                        model_service_pb2.GetModelInfoRequest(), timeout=seconds, wait_for_ready=True
+                    ),
+                    max(deadline - time.monotonic(), 0.0),
+                )
+            except (UnavailableError, DeadlineExceededError) as raised:
+                error = raised
+            pause = 0.1
+            if isinstance(error, DeadlineExceededError) or time.monotonic() + pause >= deadline:
+                raise UnavailableError(f"no passerby server answers at {self.target} after {timeout:g} s") from error
+            await async_sleep(pause)
+
+    async def health(self, service: str = "", *, timeout: float | None = None) -> str:
+        """SERVING, NOT_SERVING or UNKNOWN: of the whole server, or of one service (`passerby.v1.SearchService`)."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await self._call(self._health.Check, request, timeout)  # type: ignore[attr-defined]  # stubs lack it
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FailedPreconditionError("the client is closed; make a new one", reason="CLIENT_CLOSED")
+
+    async def _once(self, attempt: Callable[[float], Awaitable[Response]], seconds: float) -> Response:
+        """One attempt; FailedPreconditionError when the client was closed before it began."""
+        self._check_open()
+        try:
+            return await async_answer(attempt, seconds)
+        except ChannelClosed:  # by somebody else, in between
+            self._check_open()
+            raise
+
+    def _stream(self, method: Callable[..., Any], requests: AsyncIterator[Any], timeout: float | None = None) -> Any:
+        """An open stream of requests and answers; FailedPreconditionError when the client is closed."""
+        self._check_open()
+        try:
+            return async_open_stream(method, requests, timeout)
+        except ChannelClosed:
+            self._check_open()
+            raise
+
+    def _timeout_for(self, frame_count: int, timeout: float | None) -> float:
+        return timeout if timeout is not None else self._timeout + TIMEOUT_SECONDS_PER_FRAME * frame_count
+
+    async def _call(self, method: Callable[..., Awaitable[Response]], request: Any, timeout: float | None) -> Response:
+        return await self._attempts(lambda seconds: method(request, timeout=seconds), timeout)
+
+    async def _attempts(self, attempt_once: Callable[[float], Awaitable[Response]], timeout: float | None) -> Response:
+        """One call with its retries, all within one deadline."""
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._once(attempt_once, max(deadline - time.monotonic(), 0.0))
+            except PasserbyError as raised:
+                error = explained(raised, self.target)
+            delay = self._retry.delay(error, attempt)
+            if delay is None or time.monotonic() + delay >= deadline:
+                raise error
+            await async_sleep(delay)
+
+    async def _pages(
+        self, method: Callable[..., Awaitable[Response]], request: Any, timeout: float | None
+    ) -> AsyncIterator[Response]:
+        while True:
+            page = await self._call(method, request, timeout)
+            yield page
+            request.page_token = page.next_page_token  # type: ignore[attr-defined]
+            if not request.page_token:
+                return

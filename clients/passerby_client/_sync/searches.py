@@ -1,0 +1,113 @@
+# Made of _async/searches.py by clients/generate.py: edit that one.
+"""Search, and the model without a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+
+from passerby.v1 import model_service_pb2, search_service_pb2
+
+from passerby_client import _requests
+from passerby_client._concurrency import made
+from passerby_client._frames import FrameInput
+from passerby_client._requests import DescriptorInput
+from passerby_client._sync.connection import Connection
+
+
+class SearchMethods(Connection):
+    """The methods of `Client` about searches and the model."""
+
+    def search(
+        self,
+        gallery: str,
+        *,
+        frames: Iterable[FrameInput] | None = None,
+        descriptor: DescriptorInput | None = None,
+        tracklet: str | None = None,
+        top_k: int | None = None,
+        cameras: Iterable[str] = (),
+        exclude_cameras: Iterable[str] = (),
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        labels: Mapping[str, str] | None = None,
+        identities: Iterable[str] = (),
+        rerank: bool | search_service_pb2.RerankOptions = False,
+        group_by_identity: bool = False,
+        query_camera: str = "",
+        exclude_query_camera: bool = False,
+        query_time: tuple[datetime, datetime] | None = None,
+        travel_windows: Mapping[str, tuple[timedelta, timedelta]] | None = None,
+        false_match_rate: float | None = None,
+        thumbnails: bool = False,
+        timeout: float | None = None,
+    ) -> search_service_pb2.SearchTrackletsResponse:
+        """Ranks a gallery's tracklets by their distance to a query, best first.
+
+        The query is exactly one of:
+            frames: as in `ingest_tracklet`, at most one message of them.
+            descriptor: from `embed` or `get_tracklet`, or (values (D,), fingerprint of their model).
+            tracklet: the name of one stored in the gallery; it is never its own hit.
+        What may be a hit:
+            cameras, exclude_cameras: any of the ones, none of the others.
+            start_time, end_time: seen at or after the one, and before the other; with a time zone.
+            labels: all of these. identities: any of these.
+            exclude_query_camera: not what the query's own camera saw (`query_camera`; known for a stored tracklet).
+            travel_windows: by camera the least and the most time between what it saw and the query (`query_time`, the
+                times of its first and last frame; known for a stored tracklet with times).
+        How they are ranked:
+            top_k: hits, or identities when grouped; the server's default (10) when None.
+            rerank: k-reciprocal re-ranking of the best candidates; True for the defaults.
+            group_by_identity: one hit for each identity.
+            false_match_rate: the wanted one, in (0, 1), where the model is calibrated.
+            thumbnails: also return a JPEG of each hit's middle frame.
+        """
+        chosen = _requests.tracklet_filter(
+            cameras=cameras,
+            exclude_cameras=exclude_cameras,
+            start_time=start_time,
+            end_time=end_time,
+            labels=labels,
+            identities=identities,
+        )
+        request = made(
+            _requests.search,
+            gallery,
+            frames=frames,
+            descriptor_=descriptor,
+            tracklet_=tracklet,
+            top_k=top_k,
+            filter_=chosen,
+            rerank=rerank,
+            group_by_identity=group_by_identity,
+            query_camera=query_camera,
+            exclude_query_camera=exclude_query_camera,
+            query_time=query_time,
+            travel_windows=travel_windows or {},
+            false_match_rate=false_match_rate,
+            thumbnails=thumbnails,
+            max_message_bytes=self._max_message_bytes,
+        )
+        return self._call(
+            self._searches.SearchTracklets, request, self._timeout_for(len(request.frames.frames), timeout)
+        )
+
+    def embed(
+        self, frames: Iterable[FrameInput], *, timeout: float | None = None
+    ) -> model_service_pb2.EmbedTrackletResponse:
+        """The descriptor of a tracklet, which is not stored."""
+        sequence = made(_requests.query_frames, frames, self._max_message_bytes)
+        request = model_service_pb2.EmbedTrackletRequest(frames=sequence)
+        return self._call(self._models.EmbedTracklet, request, self._timeout_for(len(sequence.frames), timeout))
+
+    def explain(
+        self, frames: Iterable[FrameInput], *, timeout: float | None = None
+    ) -> model_service_pb2.ExplainTrackletResponse:
+        """Where the model looks: a mask for each frame and COSAM layer. FailedPreconditionError without masks."""
+        sequence = made(_requests.query_frames, frames, self._max_message_bytes)
+        request = model_service_pb2.ExplainTrackletRequest(frames=sequence)
+        return self._call(self._models.ExplainTracklet, request, self._timeout_for(len(sequence.frames), timeout))
+
+    def model_info(self, *, timeout: float | None = None) -> model_service_pb2.ModelInfo:
+        """The model that the server runs."""
+        return (self._call(self._models.GetModelInfo, model_service_pb2.GetModelInfoRequest(), timeout)).model_info
