@@ -20,6 +20,7 @@ from passerby_server import convert, messages
 from passerby_server.ingest import Ingester
 from passerby_server.interceptors import bounded_status, check_message_size, explain, stream_idle
 from passerby_server.sections import Limits
+from passerby_server.telemetry.calls import item
 
 # Answers are messages, not trailers: enough that whoever sends a tracklet again knows every frame to leave out.
 MAX_VIOLATIONS = 1000
@@ -127,12 +128,15 @@ class BulkIngest:
 
     async def _answer(self, message: v1.BulkIngestTrackletsRequest) -> Answer:
         request = message.request
-        try:
-            check_message_size(message, self._max_message_bytes)
-            convert.check_request_id(request.request_id, "request.request_id", required=True)
-            record = await self._ingester.ingest(request, deadline=self._deadline, patient=True)
-        except Exception as error:  # noqa: BLE001 - one bad tracklet does not end the stream, whatever is bad about it
-            return Answer(request_id=request.request_id, status=bounded_status(explain(error), most=MAX_VIOLATIONS))
+        with item() as ending:
+            try:
+                check_message_size(message, self._max_message_bytes)
+                convert.check_request_id(request.request_id, "request.request_id", required=True)
+                record = await self._ingester.ingest(request, deadline=self._deadline, patient=True)
+            except Exception as error:  # noqa: BLE001 - one bad tracklet does not end the stream, whatever is bad about it
+                public = explain(error)
+                ending.failed(public)
+                return Answer(request_id=request.request_id, status=bounded_status(public, most=MAX_VIOLATIONS))
         return Answer(request_id=request.request_id, tracklet=messages.tracklet_message(record))
 
 

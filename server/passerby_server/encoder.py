@@ -23,6 +23,7 @@ from passerby_model.snippets import split
 
 from passerby_server.batcher import Batcher
 from passerby_server.decode import Decoder
+from passerby_server.telemetry.calls import stage
 
 CHUNKS_ON_THE_WAY = 2
 
@@ -120,7 +121,7 @@ class Run:
     async def add(self, frames: Sequence[resources.Frame]) -> None:
         """Decodes frames and sends off the chunks that they complete; waits when two are on their way already."""
         self._encoder.check_count(self.frame_count + len(frames), self._field)
-        with self._encoder.batcher.announce():
+        with self._encoder.batcher.announce(), stage("decode"):
             self._pixels.append(await self._encoder.decoder.decode(frames, self.frame_count, self._field))
         self.frame_count += len(frames)
         self._ready += len(frames)

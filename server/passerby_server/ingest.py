@@ -18,6 +18,7 @@ from passerby_server import convert
 from passerby_server.encoder import EncodedTracklet, Run
 from passerby_server.gallery.types import NewTracklet, TrackletRecord
 from passerby_server.runtime import Runtime
+from passerby_server.telemetry.calls import stage
 
 # Frames of a stream gather up to this many bytes before they are decoded together.
 _STREAM_BUFFER_BYTES = 4 * 1024 * 1024
@@ -113,17 +114,19 @@ class Ingester:
         digest: bytes,
     ) -> TrackletRecord:
         loaded = self._runtime.loaded
-        thumbnail = await loaded.encoder.decoder.thumbnail(middle)
-        return await self._runtime.writing(
-            loaded.galleries.ingest,
-            gallery_id,
-            tracklet,
-            encoded.descriptor,
-            loaded.space.fingerprint,
-            thumbnail,
-            request_id,
-            digest if request_id else b"",
-        )
+        with stage("thumbnail"):
+            thumbnail = await loaded.encoder.decoder.thumbnail(middle)
+        with stage("store"):
+            return await self._runtime.writing(
+                loaded.galleries.ingest,
+                gallery_id,
+                tracklet,
+                encoded.descriptor,
+                loaded.space.fingerprint,
+                thumbnail,
+                request_id,
+                digest if request_id else b"",
+            )
 
 
 class _Stream:

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import re
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from passerby.errors import (
 
 from passerby_server.logs import event
 from passerby_server.sections import Limits
+from passerby_server.telemetry.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,9 @@ class _Refused:
 class Guard(grpc.aio.ServerInterceptor):
     """The interceptor; one for a server, since it counts the calls in progress."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, telemetry: Telemetry | None = None) -> None:
         self._limits = limits
+        self._telemetry = telemetry or Telemetry()
         self.calls = 0
         """Calls in progress."""
         self.streams = 0
@@ -121,29 +122,29 @@ class Guard(grpc.aio.ServerInterceptor):
 
     @contextlib.asynccontextmanager
     async def _guarded(self, method: str, context: Context, *, streaming: bool) -> AsyncIterator[None]:
-        request_id, start, code = _request_id(context), time.perf_counter(), "OK"
+        request_id = _request_id(context)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-        try:
-            with self._counted(streaming):
-                yield
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except grpc.aio.AbortError:
-            code = "ABORTED"
-            raise
-        except Exception as error:  # noqa: BLE001 - the one place where any error becomes a status
-            public = explain(error, method=method, request_id=request_id)
-            code = f"{public.code.name} reason={public.reason}"
-            status = bounded_status(public)
-            await context.abort(
-                public.code,
-                status.message,
-                trailing_metadata=((REQUEST_ID_KEY, request_id), (STATUS_METADATA_KEY, status.SerializeToString())),
-            )
-        finally:
-            took = f"{(time.perf_counter() - start) * 1e3:.1f}"
-            event(log, logging.INFO, "call", method=method, code=code, ms=took, request_id=request_id)
+        with self._telemetry.call(method, request_id, context.invocation_metadata() or ()) as call:
+            try:
+                with self._counted(streaming):
+                    yield
+            except asyncio.CancelledError:
+                call.ending.code = "CANCELLED"
+                raise
+            except grpc.aio.AbortError:
+                call.ending.code = "ABORTED"
+                raise
+            except Exception as error:  # noqa: BLE001 - the one place where any error becomes a status
+                public = explain(error, method=method)
+                call.ending.failed(public)
+                status = bounded_status(public)
+                await context.abort(
+                    public.code,
+                    status.message,
+                    trailing_metadata=((REQUEST_ID_KEY, request_id), (STATUS_METADATA_KEY, status.SerializeToString())),
+                )
+            finally:
+                event(log, logging.INFO, "call", method=method, **call.summary())
 
     @contextlib.contextmanager
     def _counted(self, streaming: bool) -> Any:

@@ -1,6 +1,6 @@
 """Log lines with fields: `key=value` for people, or one JSON object a line for programs.
 
-Lines carry methods, codes, times and ids. They never carry payloads, names of people, cameras or galleries.
+Lines carry methods, codes, times and ids; those written within a call carry its `request_id`. They never carry payloads, names of people, cameras or galleries.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+
+from passerby_server.telemetry.calls import current
 
 FIELDS = "fields"
 
@@ -22,7 +24,7 @@ class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO message key=value`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {key}={value}" for key, value in getattr(record, FIELDS, {}).items())
+        fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
         line = f"{_time(record)} {record.levelname} {record.getMessage()}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -33,7 +35,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         content = {"time": _time(record), "level": record.levelname, "logger": record.name}
         content |= {"message": record.getMessage()}
-        content |= {key: str(value) for key, value in getattr(record, FIELDS, {}).items()}
+        content |= {key: str(value) for key, value in _fields(record).items()}
         if record.exc_info:
             content["exception"] = self.formatException(record.exc_info)
         return json.dumps(content, ensure_ascii=False)
@@ -44,6 +46,12 @@ def configure(level: str, style: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """The line's own fields, and the id of the call that it was written in."""
+    call = current()
+    return getattr(record, FIELDS, {}) | ({} if call is None else {"request_id": call.request_id})
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -24,6 +24,7 @@ from passerby_server.gallery.live import LiveIndex
 from passerby_server.gallery.recall import Recall
 from passerby_server.gallery.shelf import Shelf
 from passerby_server.gallery.snapshot import path_of
+from passerby_server.gallery.types import GalleryFigures
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,28 @@ class Maintaining(Home):
         """What the audit of its approximate index has counted since that was built. Raises NotFoundError."""
         with self._store.read() as connection:
             return self._live[rows.get_gallery(connection, gallery_id).key].audit.recall
+
+    def figures(self) -> tuple[GalleryFigures, ...]:
+        """See `Galleries.figures`."""
+        with self._store.read() as connection:
+            counted = connection.execute(
+                "SELECT gallery_id, gallery_key, (SELECT count(*) FROM tracklets WHERE gallery_key = g.gallery_key) "
+                "FROM galleries AS g ORDER BY gallery_id"
+            ).fetchall()
+        return tuple(
+            GalleryFigures(
+                gallery_id=gallery_id,
+                tracklets=count,
+                # A stale index follows nothing and answers nothing until it is rebuilt.
+                indexed=0 if live.stale else len(live.index),
+                index_bytes=live.index.size_bytes(),
+                index_kind=str(live.kind),
+                recall=live.audit.recall.value,
+                recall_queries=live.audit.recall.queries,
+            )
+            for gallery_id, key, count in counted
+            if (live := self._live.get(key))
+        )
 
     def maintain(self) -> None:
         """One round of what the background thread does; returns when it is done."""

@@ -144,6 +144,20 @@ class GalleryStats:
 
 
 @dataclass(frozen=True, slots=True)
+class GalleryFigures:
+    """What is watched of a gallery. `indexed` of its `tracklets` are in the index, of kind `index_kind`; `recall` in
+    [0, 1] is over `recall_queries` audited searches since the index was built, None before the first."""
+
+    gallery_id: str
+    tracklets: int
+    indexed: int
+    index_bytes: int
+    index_kind: str
+    recall: float | None
+    recall_queries: int
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """What an erasure did.
 
@@ -228,6 +242,10 @@ class Galleries(Protocol):
         ...
 
     def stats(self, gallery_id: str) -> GalleryStats: ...
+
+    def figures(self) -> tuple[GalleryFigures, ...]:
+        """Of every gallery, by id; cheap enough for every quarter of a minute."""
+        ...
 
     def ingest(
         self,

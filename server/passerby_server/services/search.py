@@ -17,6 +17,7 @@ from passerby_server import convert, decision, messages
 from passerby_server.gallery.types import GalleryRecord, Rerank, SearchQuery, TrackletFilter
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Runtime, check_fingerprint, deadline_of
+from passerby_server.telemetry.calls import stage
 
 MIN_BUDGET = 1e-6
 """Seconds: of a call whose time is up, for which nothing is re-ranked."""
@@ -54,20 +55,18 @@ class SearchService(v1_grpc.SearchServiceServicer):
             filter = dataclasses.replace(filter, exclude_camera_ids=filter.exclude_camera_ids | {query.camera_id})
         windows = convert.travel_windows(request, query.times, self._runtime.config.limits)
         filter = dataclasses.replace(filter, travel=windows)
-        found = await self._runtime.reading(
-            galleries.search,
-            gallery_id,
-            SearchQuery(
-                descriptor=query.descriptor,
-                fingerprint=gallery.space.fingerprint,
-                top_k=hits,
-                filter=filter,
-                rerank=_in_time(options, context),
-                group_by_identity=request.group_by_identity,
-                exclude_tracklet_id=query.tracklet_id,
-                include_thumbnails=request.include_thumbnails,
-            ),
+        asked = SearchQuery(
+            descriptor=query.descriptor,
+            fingerprint=gallery.space.fingerprint,
+            top_k=hits,
+            filter=filter,
+            rerank=_in_time(options, context),
+            group_by_identity=request.group_by_identity,
+            exclude_tracklet_id=query.tracklet_id,
+            include_thumbnails=request.include_thumbnails,
         )
+        with stage("search"):
+            found = await self._runtime.reading(galleries.search, gallery_id, asked)
         skipped = options is not None and bool(found) and all(hit.reranked_distance is None for hit in found)
         return v1.SearchTrackletsResponse(
             hits=[messages.hit_message(hit, thresholds) for hit in found],
