@@ -33,6 +33,8 @@ from passerby_server.services.gallery import GalleryService
 from passerby_server.services.model import ModelService
 from passerby_server.services.search import SearchService
 from passerby_server.services.tracklet import TrackletService
+from passerby_server.telemetry.state import State
+from passerby_server.telemetry.telemetry import telemetry_of
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +56,13 @@ class Server:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
-        self.runtime = Runtime(config)
+        self.telemetry = telemetry_of(config)
+        self.runtime = Runtime(config, self.telemetry.metrics)
         self.host, self.port = split_address(config.address)
         self._health = health.aio.HealthServicer()
-        self.guard = Guard(config.limits)
+        self.metrics_port = 0
+        """On which metrics are served, 0 where they are not."""
+        self.guard = Guard(config.limits, self.telemetry)
         self._server = grpc.aio.server(
             interceptors=[self.guard],
             options=[
@@ -85,6 +90,7 @@ class Server:
         self.runtime.draining.set()
         await self._server.stop(self.config.drain_seconds if grace is None else grace)
         await self.runtime.close()
+        await asyncio.to_thread(self.telemetry.close)
 
     def ready_line(self) -> str:
         """What the command prints once the server serves."""
@@ -105,6 +111,8 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._say(_NOT_SERVING)
+        state = State(runtime, self.guard, by_gallery=self.config.metrics.gallery_labels)
+        self.metrics_port = self.telemetry.listen(self.config.metrics.address, state)
         try:
             self.port = server.add_insecure_port(self.config.address)
         except RuntimeError as error:

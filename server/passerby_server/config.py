@@ -20,7 +20,7 @@ from passerby_model.backends.base import BackendKind
 from passerby_model.machine import default_cache
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from passerby_server.sections import Batching, Cache, Limits, Section, Upkeep
+from passerby_server.sections import Batching, Cache, Limits, Metrics, Section, Tracing, Upkeep
 
 ENVIRONMENT_PREFIX = "PASSERBY_"
 CONFIG_VARIABLE = "PASSERBY_CONFIG"
@@ -69,6 +69,8 @@ class ServerConfig(Section):
     limits: Limits = Limits()
     cache: Cache = Cache()
     upkeep: Upkeep = Upkeep()
+    metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
@@ -78,6 +80,13 @@ class ServerConfig(Section):
                 f"address {self.address!r} can be reached from other machines, and this server has neither TLS nor "
                 "authentication yet; listen on 127.0.0.1, or pass --insecure-listen if the network itself is closed"
             )
+        if self.metrics.address and not self.metrics.insecure_listen:
+            metrics_host, _ = split_address(self.metrics.address)
+            if not is_loopback(metrics_host):
+                raise ValueError(
+                    f"metrics.address {self.metrics.address!r} can be reached from other machines: listen on 127.0.0.1, or "
+                    "set metrics.insecure_listen if only the monitoring can reach it"
+                )
         if self.limits.max_frame_bytes > self.limits.max_message_bytes:
             raise ValueError(
                 "limits.max_frame_bytes is larger than limits.max_message_bytes: no such frame could arrive"

@@ -1,4 +1,9 @@
-"""What the services work with: the loaded bundle, its encoder, the galleries, and the threads for blocking calls."""
+"""What the services work with: the loaded bundle, its encoder, the galleries, and the threads for blocking calls.
+
+The bundle can be loaded anew while the server serves: the new model is opened, verified and warmed up beside the old one,
+then new calls get it, and the old one is closed once the last call that began with it has ended. If anything fails, the
+old one goes on.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import grpc
 import numpy as np
-from passerby.errors import FailedPreconditionError, UnavailableError
+from passerby.errors import FailedPreconditionError, PasserbyError, UnavailableError
 from passerby_model.backends import Backend
 from passerby_model.backends.cores import usable_cores
 from passerby_model.bundle import Bundle, open_bundle
@@ -26,7 +32,11 @@ from passerby_server.decode import Decoder
 from passerby_server.encoder import TrackletEncoder
 from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.types import Galleries, GalleryRecord, ModelSpace
+from passerby_server.generation import Generation
 from passerby_server.logs import event
+from passerby_server.telemetry.calls import current
+from passerby_server.telemetry.metrics import Metrics
+from passerby_server.telemetry.watched import WatchedBackend
 from passerby_server.upkeep import Upkeep
 
 P = ParamSpec("P")
@@ -41,85 +51,109 @@ WRITE_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """Everything that exists once the server has loaded."""
+class Model:
+    """What belongs to one bundle."""
 
     bundle: Bundle
     backend: Backend
     encoder: TrackletEncoder
-    galleries: Galleries
-    upkeep: Upkeep
     space: ModelSpace
     max_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Model):
+    """Everything that exists once the server has loaded."""
+
+    galleries: Galleries
+    upkeep: Upkeep
+    load_time: float
+    """Seconds since 1970."""
 
 
 class Runtime:
     """Loads in the background of an already listening server; `loaded` refuses calls until then."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, metrics: Metrics | None = None) -> None:
         self.config = config
         self.draining = asyncio.Event()
         """Set when the server begins to shut down: endless streams end then."""
-        self._loaded: Loaded | None = None
+        self._metrics = metrics or Metrics()
+        self._generation: Generation | None = None
         self._stack = AsyncExitStack()
+        self._reloading: asyncio.Task[Loaded] | None = None
+        self._retiring: asyncio.Task[None] | None = None
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="passerby-read")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="passerby-write")
 
     @property
+    def newest(self) -> Loaded | None:
+        """What new calls get; None while loading and after closing. For any thread."""
+        generation = self._generation
+        return None if generation is None else generation.loaded
+
+    @property
     def loaded(self) -> Loaded:
-        """Raises UnavailableError (LOADING) while the server loads."""
-        if self._loaded is None:
-            raise UnavailableError("the server is loading its model; retry soon", reason="LOADING", retry_delay=1.0)
-        return self._loaded
+        """What the running call works with, the same from its beginning to its end. Raises UnavailableError (LOADING)
+        while the server loads."""
+        return self._current().of(current()).loaded
 
     async def load(self) -> Loaded:
         """Opens bundle, encoder and galleries and warms up; raises their errors."""
         config = self.config
-        bundle = await asyncio.to_thread(open_bundle, config.bundle, allow_unverified=config.allow_unverified)
-        sized = await asyncio.to_thread(open_sized, bundle, config)
-        self._stack.callback(sized.stop)
-        backend, max_batch = sized.backend, sized.max_batch
-        size, manifest = bundle.manifest.input, bundle.manifest
-        await asyncio.to_thread(warm_up, backend, (size.snippet_length, size.height, size.width, 3), max_batch)
-        rewrite_delay = timedelta(seconds=config.upkeep.rewrite_seconds)
-        galleries = await asyncio.to_thread(
-            open_galleries, config.data, rewrite_delay=rewrite_delay, index=config.index
-        )
-        self._stack.callback(galleries.close)
-        decoder = Decoder(size.height, size.width, config.limits, config.decode_threads or usable_cores())
-        self._stack.callback(decoder.close)
-        batcher = await self._stack.enter_async_context(
-            Batcher(
-                backend,
-                max_batch=max_batch,
-                max_wait=config.batching.max_wait_ms / 1000,
-                max_admitted=config.batching.max_queued_snippets,
-                workers=sized.workers,
+        model, closing = await self._open_model()
+        async with closing:
+            rewrite_delay = timedelta(seconds=config.upkeep.rewrite_seconds)
+            galleries = await asyncio.to_thread(
+                open_galleries, config.data, rewrite_delay=rewrite_delay, index=config.index
             )
-        )
-        encoder = TrackletEncoder(
-            decoder, batcher, snippet_length=size.snippet_length, max_frames=config.limits.max_frames
-        )
-        space = ModelSpace(bundle.fingerprint, manifest.descriptor_dim, manifest.metric)
-        upkeep = Upkeep(galleries, config.upkeep.sweep_seconds)
-        self._stack.push_async_callback(asyncio.to_thread, upkeep.close)
-        self._loaded = Loaded(bundle, backend, encoder, galleries, upkeep, space, max_batch)
-        return self._loaded
+            self._stack.callback(galleries.close)
+            upkeep = Upkeep(galleries, config.upkeep.sweep_seconds)
+            self._stack.push_async_callback(asyncio.to_thread, upkeep.close)
+            self._generation = Generation(_loaded(model, galleries, upkeep), closing.pop_all())
+        return self._generation.loaded
+
+    async def reload(self, expected_fingerprint: str = "") -> Loaded:
+        """Loads the bundle's folder anew and switches to it; what new calls get then. The settings stay as they are.
+
+        Raises:
+            FailedPreconditionError: another reload is under way, or calls still use the model before this one
+                (RELOAD_UNDER_WAY); the folder holds another bundle than `expected_fingerprint` (OTHER_BUNDLE).
+            UnavailableError: the server is loading or shutting down.
+            PasserbyError: as `load` for the bundle and its encoder. The old model goes on serving.
+        """
+        for task in (self._reloading, self._retiring):
+            if task is not None and not task.done():
+                raise FailedPreconditionError(
+                    "a reload is under way, or calls still use the model before this one; try again later",
+                    reason="RELOAD_UNDER_WAY",
+                )
+        # What is made here outlives the call that asked for it: none of it belongs to that call.
+        self._reloading = asyncio.create_task(self._reload(expected_fingerprint), context=Context())
+        self._reloading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # Whoever asked may go away: the reload goes on, and the next one has to wait for it.
+        return await asyncio.shield(self._reloading)
 
     async def close(self) -> None:
         """Stops the encoder and closes the galleries, once running gallery calls have ended."""
-        self._loaded = None
+        generation, self._generation = self._generation, None
+        if self._reloading is not None:
+            await asyncio.gather(self._reloading, return_exceptions=True)
         for threads in (self._writers, self._readers):
             await asyncio.to_thread(threads.shutdown)
+        if self._retiring is not None:
+            await self._retiring
+        if generation is not None:
+            await generation.close()
         await self._stack.aclose()
 
     async def reading(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a method of the galleries that changes nothing, in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: function(*args, **kwargs))
+        return await _in(self._readers, lambda: function(*args, **kwargs))
 
     async def writing(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a method of the galleries that writes, in a thread that no read ever waits for."""
-        return await asyncio.get_running_loop().run_in_executor(self._writers, lambda: function(*args, **kwargs))
+        return await _in(self._writers, lambda: function(*args, **kwargs))
 
     async def gallery_of_this_model(self, gallery_id: str) -> GalleryRecord:
         """The gallery; raises NotFoundError, or FailedPreconditionError when another model made it."""
@@ -127,6 +161,88 @@ class Runtime:
         record = await self.reading(loaded.galleries.get_gallery, gallery_id)
         check_fingerprint(loaded.space.fingerprint, record, "this server runs")
         return record
+
+    def _current(self) -> Generation:
+        if self._generation is None:
+            raise UnavailableError("the server is loading its model; retry soon", reason="LOADING", retry_delay=1.0)
+        return self._generation
+
+    async def _reload(self, expected_fingerprint: str) -> Loaded:
+        old, start = self._current(), time.monotonic()
+        try:
+            model, closing = await self._open_model(expected_fingerprint)
+            async with closing:
+                self._current()  # raises, if the server has begun to close meanwhile
+                loaded = _loaded(model, old.loaded.galleries, old.loaded.upkeep)
+                self._generation = Generation(loaded, closing.pop_all())
+        except Exception as error:
+            self._metrics.reloaded("failed")
+            why = error.message if isinstance(error, PasserbyError) else repr(error)
+            event(log, logging.ERROR, f"the bundle was not reloaded, the model before goes on: {why}")
+            raise
+        self._metrics.reloaded("switched")
+        seconds = f"{time.monotonic() - start:.2f}"
+        fields = {"before": old.loaded.bundle.fingerprint[:12], "fingerprint": loaded.bundle.fingerprint[:12]}
+        event(log, logging.INFO, "the model was switched", seconds=seconds, calls=old.users, **fields)
+        self._retiring = asyncio.create_task(_retire(old))
+        return loaded
+
+    async def _open_model(self, expected_fingerprint: str = "") -> tuple[Model, AsyncExitStack]:
+        """The model of the bundle's folder, warmed up, and what frees it."""
+        config = self.config
+        bundle = await asyncio.to_thread(open_bundle, config.bundle, allow_unverified=config.allow_unverified)
+        if expected_fingerprint not in ("", bundle.fingerprint):
+            raise FailedPreconditionError(
+                f"{config.bundle} holds the bundle {bundle.fingerprint[:12]}, not {expected_fingerprint[:12]}",
+                reason="OTHER_BUNDLE",
+                metadata={"fingerprint": bundle.fingerprint},
+            )
+        size, manifest = bundle.manifest.input, bundle.manifest
+        async with AsyncExitStack() as closing:
+            sized = await asyncio.to_thread(open_sized, bundle, config)
+            closing.callback(sized.stop)
+            backend, max_batch = sized.backend, sized.max_batch
+            await asyncio.to_thread(warm_up, backend, (size.snippet_length, size.height, size.width, 3), max_batch)
+            decoder = Decoder(size.height, size.width, config.limits, config.decode_threads or usable_cores())
+            closing.callback(decoder.close)
+            batcher = await closing.enter_async_context(
+                Batcher(
+                    WatchedBackend(backend, self._metrics),
+                    max_batch=max_batch,
+                    max_wait=config.batching.max_wait_ms / 1000,
+                    max_admitted=config.batching.max_queued_snippets,
+                    workers=sized.workers,
+                )
+            )
+            encoder = TrackletEncoder(
+                decoder, batcher, snippet_length=size.snippet_length, max_frames=config.limits.max_frames
+            )
+            space = ModelSpace(bundle.fingerprint, manifest.descriptor_dim, manifest.metric)
+            return Model(bundle, backend, encoder, space, max_batch), closing.pop_all()
+
+
+def _loaded(model: Model, galleries: Galleries, upkeep: Upkeep) -> Loaded:
+    return Loaded(
+        model.bundle, model.backend, model.encoder, model.space, model.max_batch, galleries, upkeep, time.time()
+    )
+
+
+async def _retire(old: Generation) -> None:
+    start = time.monotonic()
+    await old.retire()
+    seconds = f"{time.monotonic() - start:.2f}"
+    event(
+        log,
+        logging.INFO,
+        "the model before was closed",
+        fingerprint=old.loaded.bundle.fingerprint[:12],
+        seconds=seconds,
+    )
+
+
+async def _in(threads: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+    """Runs `function` in one of `threads`, as part of the running call."""
+    return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, function)
 
 
 def check_fingerprint(fingerprint: str, gallery: GalleryRecord, whose: str) -> None:

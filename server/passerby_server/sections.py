@@ -120,3 +120,40 @@ class Upkeep(Section):
         description="How long the slack of the database file may hold pieces of a deleted tracklet before the whole file "
         "is written anew, which deletions in that time share. EraseIdentity does not wait.",
     )
+
+
+class Metrics(Section):
+    """What Prometheus may read, over HTTP."""
+
+    address: str = Field(
+        "",
+        description="HOST:PORT of /metrics, for example 127.0.0.1:9464; port 0 takes a free one. Empty: none, since a "
+        "port that nobody asked for is one more to defend.",
+    )
+    insecure_listen: bool = Field(
+        False,
+        description="Serve metrics beyond this machine. They are neither encrypted nor asked for a token; they hold counts "
+        "and times, and no names but those of galleries, if `metrics.gallery_labels` is on.",
+    )
+    gallery_labels: bool = Field(
+        False,
+        description="Give each gallery series of its own, labelled with its id, instead of one sum: ids leave the server "
+        "then. At most 200 galleries.",
+    )
+
+
+class Tracing(Section):
+    """OpenTelemetry traces of calls and their stages."""
+
+    endpoint: str = Field(
+        "",
+        pattern=r"^$|^https?://[^/\s]+$",
+        description="Collector that takes OTLP over gRPC, for example http://127.0.0.1:4317, or https://... with TLS. "
+        "Empty: no traces.",
+    )
+    sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of calls that are traced, of those whose caller did not decide that itself (`traceparent`).",
+    )
