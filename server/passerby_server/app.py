@@ -29,6 +29,7 @@ from passerby_server.config import ServerConfig, split_address
 from passerby_server.interceptors import HARD_MESSAGE_FACTOR, Guard
 from passerby_server.logs import event
 from passerby_server.runtime import Runtime
+from passerby_server.security.tls import Certificates
 from passerby_server.services.gallery import GalleryService
 from passerby_server.services.model import ModelService
 from passerby_server.services.search import SearchService
@@ -111,10 +112,15 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._say(_NOT_SERVING)
+        certificates = Certificates.of(self.config.tls)
         state = State(runtime, self.guard, by_gallery=self.config.metrics.gallery_labels)
         self.metrics_port = self.telemetry.listen(self.config.metrics.address, state)
         try:
-            self.port = server.add_insecure_port(self.config.address)
+            self.port = (
+                server.add_secure_port(self.config.address, certificates.credentials())
+                if certificates
+                else server.add_insecure_port(self.config.address)
+            )
         except RuntimeError as error:
             raise FailedPreconditionError(
                 f"cannot listen on {self.config.address}: the port is taken, or the address is not this machine's; "

@@ -20,7 +20,7 @@ from passerby_model.backends.base import BackendKind
 from passerby_model.machine import default_cache
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from passerby_server.sections import Batching, Cache, Limits, Metrics, Section, Tracing, Upkeep
+from passerby_server.sections import Batching, Cache, Limits, Metrics, Section, Tls, Tracing, Upkeep
 
 ENVIRONMENT_PREFIX = "PASSERBY_"
 CONFIG_VARIABLE = "PASSERBY_CONFIG"
@@ -65,6 +65,7 @@ class ServerConfig(Section):
     drain_seconds: float = Field(30.0, ge=0, le=3600, description="How long running calls may go on after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least serious log line.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs.")
+    tls: Tls = Tls()
     batching: Batching = Batching()
     limits: Limits = Limits()
     cache: Cache = Cache()
@@ -87,6 +88,10 @@ class ServerConfig(Section):
                     f"metrics.address {self.metrics.address!r} can be reached from other machines: listen on 127.0.0.1, or "
                     "set metrics.insecure_listen if only the monitoring can reach it"
                 )
+        if (self.tls.certificate is None) != (self.tls.key is None):
+            raise ValueError("tls.certificate and tls.key belong together: set both or none")
+        if self.tls.client_ca is not None and self.tls.certificate is None:
+            raise ValueError("tls.client_ca needs tls.certificate and tls.key: client certificates exist in TLS alone")
         if self.limits.max_frame_bytes > self.limits.max_message_bytes:
             raise ValueError(
                 "limits.max_frame_bytes is larger than limits.max_message_bytes: no such frame could arrive"

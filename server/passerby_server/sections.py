@@ -63,6 +63,20 @@ class Limits(Section):
     )
 
 
+class Tls(Section):
+    """Encryption of the connections. New files are taken without a restart."""
+
+    certificate: Path | None = Field(
+        None, description="Certificate of the server in PEM, followed by those between it and its authority."
+    )
+    key: Path | None = Field(None, description="Its private key in PEM, not encrypted.")
+    client_ca: Path | None = Field(
+        None,
+        description="Certificates in PEM: every client has to show one that these authorities signed (mTLS). Without "
+        "this setting none is asked for.",
+    )
+
+
 class Batching(Section):
     """How snippets of many requests become one batch."""
 

@@ -27,11 +27,14 @@ from passerby_server.config import ServerConfig
 class Stubs:
     """All services of one server. Messages of up to 64 MiB may be sent, so that the server's limits are what is met."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, credentials: grpc.ChannelCredentials | None = None) -> None:
         self.port = port
-        self.channel = grpc.insecure_channel(
-            f"127.0.0.1:{port}",
-            options=[("grpc.max_send_message_length", 64 << 20), ("grpc.max_receive_message_length", 64 << 20)],
+        target = f"127.0.0.1:{port}"
+        options = [("grpc.max_send_message_length", 64 << 20), ("grpc.max_receive_message_length", 64 << 20)]
+        self.channel = (
+            grpc.insecure_channel(target, options)
+            if credentials is None
+            else grpc.secure_channel(target, credentials, options)
         )
         self.galleries = gallery_grpc.GalleryServiceStub(self.channel)
         self.tracklets = tracklet_grpc.TrackletServiceStub(self.channel)
@@ -63,8 +66,10 @@ class Stubs:
 class LiveServer(Stubs):
     """Stubs, and the server that they talk to: `server` may only be touched on its loop (`on_loop`)."""
 
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(server.port)
+    def __init__(
+        self, server: Server, loop: asyncio.AbstractEventLoop, credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
+        super().__init__(server.port, credentials)
         self.server = server
         self.loop = loop
 
@@ -79,8 +84,10 @@ class LiveServer(Stubs):
 
 
 @contextlib.contextmanager
-def running(bundle: Path, data: Path, **settings: Any) -> Iterator[LiveServer]:
-    """A loaded server on a free port; drained and closed when the block ends."""
+def running(
+    bundle: Path, data: Path, *, credentials: grpc.ChannelCredentials | None = None, **settings: Any
+) -> Iterator[LiveServer]:
+    """A loaded server on a free port; drained and closed when the block ends. `credentials`: for its stubs."""
     config = ServerConfig(
         **{"bundle": bundle, "data": data, "address": "127.0.0.1:0", "threads": 1, "drain_seconds": 5} | settings
     )
@@ -104,7 +111,7 @@ def running(bundle: Path, data: Path, **settings: Any) -> Iterator[LiveServer]:
     if "error" in box:
         thread.join()
         raise box["error"]
-    live = LiveServer(box["server"], box["loop"])
+    live = LiveServer(box["server"], box["loop"], credentials)
     try:
         yield live
     finally:

@@ -51,6 +51,8 @@ def test_precedence(tmp_path: Path) -> None:
         ({"address": "localhost"}, {}, "", "address 'localhost' is not HOST:PORT"),
         ({"address": "127.0.0.1:70000"}, {}, "", "is not HOST:PORT"),
         ({"limits.max_message_bytes": "1000000"}, {}, "", "limits.max_frame_bytes is larger"),
+        ({"tls.certificate": "c.pem"}, {}, "", "tls.certificate and tls.key belong together"),
+        ({"tls.client_ca": "ca.pem"}, {}, "", "tls.client_ca needs tls.certificate and tls.key"),
     ],
     ids=lambda value: str(value)[:40],
 )
