@@ -103,7 +103,7 @@ def plain(config: TrainConfig, data: TrainingData, steps: int, *, bf16: bool = F
         labels = torch.from_numpy(data.labels[members]).to(device)
         waited = time.perf_counter() - began
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            descriptors, logits = model(frames)
+            descriptors, logits, _ = model(frames)
         loss = losses.cross_entropy(logits.float(), labels, config.label_smoothing)
         loss = loss + losses.batch_hard_triplet(descriptors.float(), labels, config.margin)
         optimizer.zero_grad()
@@ -152,7 +152,7 @@ def flops_of_a_clip(config: TrainConfig) -> float:
     model = _model(config, 2).train()
     frames = torch.zeros(clips, config.snippet_length, 3, config.height, config.width)
     with FlopCounterMode(display=False) as counter:
-        descriptors, logits = model(frames)
+        descriptors, logits, _ = model(frames)
         (descriptors.sum() + logits.sum()).backward()
     return float(counter.get_total_flops()) / clips
 

@@ -1,7 +1,7 @@
 """Spatial attention that can be checked: COSAM's masks against the known silhouettes of the synthetic street.
 
-Numpy only. Nothing here supervises a mask: COSAM learns them from identities alone (Subramaniam et al.,
-ICCV 2019, section 3.2), and this says where they ended up.
+Numpy only. COSAM learns its masks from identities alone (Subramaniam et al., ICCV 2019, section 3.2) unless a recipe sets
+`mask_weight`; this says where they ended up.
 
     mask (h, w) in [0, 1] -> upsampled to the frame -> every pixel is a score for "belongs to the person"
 

@@ -7,7 +7,8 @@ with p 0.5). Erasing, colour, grey, blur, garment, join and background are addit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _GARMENTS, _GARMENT_COLUMNS = ((0.15, 0.52), (0.48, 0.92)), (0.1, 0.9)
 # Rows between which the upper body of one person is joined to the lower body of another.
 WAIST = (0.35, 0.6)
+UNKNOWN = 255
+"""In a silhouette: nobody says whether this is the person."""
 
 
 def augment(
@@ -45,11 +48,9 @@ def augment(
     Returns:
         uint8 (N, H, W, 3).
     """
-    if options.blur and generator.random() < options.blur:
-        images = _coarse(images, size, generator.uniform(1 / 3, 0.9))
-    moves = [_draw_move(options, generator) for _ in images]
-    if options.per_clip:
-        moves = [moves[0]] * len(moves)
+    share, moves = _draw_geometry(len(images), options, generator)
+    if share is not None:
+        images = _coarse(images, size, share)
     clip = np.stack([_moved(image, size, *move) for image, move in zip(images, moves, strict=True)])
     if options.garment:
         _dress(clip, options.garment, generator)
@@ -62,6 +63,21 @@ def augment(
             if generator.random() < options.erase:
                 erase(frame, generator)
     return clip
+
+
+def move_silhouettes(
+    silhouettes: Sequence[NDArray[np.bool_]],
+    size: tuple[int, int],
+    options: Augmentation,
+    generator: np.random.Generator,
+) -> NDArray[np.uint8]:
+    """Where the person of each frame is after `augment` with a generator in the same state; uint8 (N, H, W), 0 or 1.
+
+    A rectangle that `augment` erased still belongs to what it hides.
+    """
+    _, moves = _draw_geometry(len(silhouettes), options, generator)
+    moved = [_moved(mask, size, *move, fit=fitted) for mask, move in zip(silhouettes, moves, strict=True)]
+    return np.stack(moved).astype(np.uint8)
 
 
 def recolour(clip: NDArray[np.uint8], strength: float, generator: np.random.Generator) -> NDArray[np.uint8]:
@@ -127,7 +143,7 @@ def before(
 ) -> NDArray[np.uint8]:
     """The person of `image` before the background of `scene`, whose own person gives way; uint8 (h, w, 3)."""
     height, width = image.shape[:2]
-    silhouette, occupied = (_fitted(mask, height, width) for mask in (silhouette, occupied))
+    silhouette, occupied = (fitted(mask, height, width) for mask in (silhouette, occupied))
     # The pixels of the scene's person are taken from the nearest background in their row; rows without any stay.
     columns = np.arange(width)
     left = np.maximum.accumulate(np.where(occupied, -1, columns), axis=1)
@@ -139,10 +155,11 @@ def before(
     return np.where(silhouette[..., None], image, empty)
 
 
-def _fitted(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
+def fitted(mask: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """A mask (h, w) at another size, by the nearest value."""
     rows, columns = (np.arange(size) * mask.shape[axis] // size for axis, size in enumerate((height, width)))
-    fitted: NDArray[np.bool_] = mask[rows][:, columns]
-    return fitted
+    nearest: NDArray[Any] = mask[rows][:, columns]
+    return nearest
 
 
 def _dress(clip: NDArray[np.uint8], probability: float, generator: np.random.Generator) -> None:
@@ -155,7 +172,19 @@ def _dress(clip: NDArray[np.uint8], probability: float, generator: np.random.Gen
             area[...] = recolour(area[..., generator.permutation(3)], 1.0, generator)
 
 
-def _draw_move(options: Augmentation, generator: np.random.Generator) -> tuple[bool, float, float, bool]:
+_Move = tuple[bool, float, float, bool]
+
+
+def _draw_geometry(
+    count: int, options: Augmentation, generator: np.random.Generator
+) -> tuple[float | None, list[_Move]]:
+    """Share of the pixels that a blurred clip keeps (None for a sharp one), and the move of each frame."""
+    share = float(generator.uniform(1 / 3, 0.9)) if options.blur and generator.random() < options.blur else None
+    moves = [_draw_move(options, generator) for _ in range(count)]
+    return share, [moves[0]] * count if options.per_clip else moves
+
+
+def _draw_move(options: Augmentation, generator: np.random.Generator) -> _Move:
     """(enlarge?, vertical and horizontal place of the crop in [0, 1), mirror?)."""
     enlarge = bool(generator.random() < options.crop)
     down, across = generator.random(2)
@@ -163,16 +192,22 @@ def _draw_move(options: Augmentation, generator: np.random.Generator) -> tuple[b
 
 
 def _moved(
-    image: NDArray[np.uint8], size: tuple[int, int], enlarge: bool, down: float, across: float, mirror: bool
-) -> NDArray[np.uint8]:
+    image: NDArray[Any],
+    size: tuple[int, int],
+    enlarge: bool,
+    down: float,
+    across: float,
+    mirror: bool,
+    fit: Callable[[NDArray[Any], int, int], NDArray[Any]] = preprocess.resize,
+) -> NDArray[Any]:
     height, width = size
     if enlarge:
-        large = preprocess.resize(image, round(height * ENLARGED), round(width * ENLARGED))
+        large = fit(image, round(height * ENLARGED), round(width * ENLARGED))
         top = int(down * (large.shape[0] - height + 1))
         left = int(across * (large.shape[1] - width + 1))
         frame = large[top : top + height, left : left + width]
     else:
-        frame = preprocess.resize(image, height, width)
+        frame = fit(image, height, width)
     return frame[:, ::-1] if mirror else frame
 
 

@@ -21,7 +21,7 @@ from passerby.errors import NotFoundError
 from PIL import Image
 
 from passerby_model import preprocess
-from passerby_model.augmentation import ENLARGED, WAIST, augment, before, join
+from passerby_model.augmentation import ENLARGED, UNKNOWN, WAIST, augment, before, join, move_silhouettes
 from passerby_model.datasets import Tracklet
 from passerby_model.train_config import Augmentation
 
@@ -106,12 +106,14 @@ class Clip:
     """A clip as the student sees it and as a teacher does.
 
     frames, original: uint8 (N, H, W, 3); original has its own background and, from a builder with `plain_original`, no
-    augmentation but `join`. whole: whether they show one person.
+    augmentation but `join`. whole: whether they show one person. silhouettes: uint8 (N, H, W), 1 where `frames` show the
+    person, 0 elsewhere; UNKNOWN throughout where nobody says.
     """
 
     frames: NDArray[np.uint8]
     original: NDArray[np.uint8]
     whole: bool
+    silhouettes: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,13 @@ class ClipBatch:
     """What one step trains on.
 
     frames: uint8 (M, N, H, W, 3). whole: bool (M,), False where a clip was joined of two people and so is nobody.
-    targets: float32 (M, D) unit-length descriptors of a teacher that saw these very clips; None without one.
+    silhouettes: uint8 (M, N, H, W), as of its clips. targets: float32 (M, D) unit-length descriptors of a teacher that
+    saw these very clips; None without one.
     """
 
     frames: NDArray[np.uint8]
     whole: NDArray[np.bool_]
+    silhouettes: NDArray[np.uint8]
     targets: NDArray[np.float32] | None = None
 
 
@@ -168,7 +172,11 @@ class ClipBuilder:
             self.clip(int(member), np.random.default_rng([self.seed, iteration, rank, place]))
             for place, member in enumerate(members)
         ]
-        return ClipBatch(np.stack([clip.frames for clip in drawn]), np.array([clip.whole for clip in drawn]))
+        return ClipBatch(
+            np.stack([clip.frames for clip in drawn]),
+            np.array([clip.whole for clip in drawn]),
+            np.stack([clip.silhouettes for clip in drawn]),
+        )
 
     def clip(self, member: int, generator: np.random.Generator) -> Clip:
         """N frames of a tracklet, augmented."""
@@ -179,12 +187,12 @@ class ClipBuilder:
             lower = [self._store.get(path) for path in self._paths(self._partner(member, generator), generator)]
             images = join(images, lower, generator.uniform(*WAIST))
             frames = augment(images, self.size, options, generator)
-            return Clip(frames, self._original(images, frames), whole=False)
+            return Clip(frames, self._original(images, frames), False, self._unknown())
         moved = self._elsewhere(member, paths, images, generator)
-        again = copy.deepcopy(generator)
+        again, third = copy.deepcopy(generator), copy.deepcopy(generator)
         frames = augment(images, self.size, options, generator)
         seen = frames if moved is None else augment(moved, self.size, options, again)
-        return Clip(seen, self._original(images, frames), whole=True)
+        return Clip(seen, self._original(images, frames), True, self._moved_silhouettes(paths, third))
 
     def _original(self, images: Sequence[NDArray[np.uint8]], augmented: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if not self._plain_original:
@@ -216,6 +224,14 @@ class ClipBuilder:
             before(image, self._silhouette(path), self._store.get(place), self._silhouette(place))
             for image, path, place in zip(images, paths, places, strict=True)
         ]
+
+    def _moved_silhouettes(self, paths: Sequence[Path], generator: np.random.Generator) -> NDArray[np.uint8]:
+        if self._mask_of(paths[0]) is None:
+            return self._unknown()
+        return move_silhouettes([self._silhouette(path) for path in paths], self.size, self.augmentation, generator)
+
+    def _unknown(self) -> NDArray[np.uint8]:
+        return np.full((self._length, *self.size), UNKNOWN, dtype=np.uint8)
 
     def _silhouette(self, path: Path) -> NDArray[np.bool_]:
         mask = self._mask_of(path)

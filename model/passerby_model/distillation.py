@@ -15,6 +15,7 @@ was exchanged the teacher sees the person's own: the way to its answer is then t
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from passerby_model import preprocess, snippets
+from passerby_model.augmentation import fitted
 from passerby_model.backends import InferencePrecision, open_backend
 from passerby_model.bundle import open_bundle
 from passerby_model.clips import Clip, ClipBatch, ClipBuilder
@@ -71,11 +73,15 @@ class Teacher:
         return self._backend.encode(full).descriptors[: len(cut)]
 
 
+_Pictures = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""Frames (N, H, W, 3) and silhouettes (N, H, W) of a clip."""
+
+
 @dataclass(frozen=True)
 class _View:
-    """A clip that the teacher has seen. frames: uint8 (N, H, W, 3) at the student's size, None if memory was full."""
+    """A clip that the teacher has seen; its pictures at the student's size, None if memory was full."""
 
-    frames: NDArray[np.uint8] | None
+    pictures: _Pictures | None
     whole: bool
     target: NDArray[np.float32]
 
@@ -109,33 +115,41 @@ class TaughtClipBuilder:
         if fresh:
             targets = self._teacher.descriptors(np.stack([drawn[key].original for key in fresh]))
             for key, target in zip(fresh, targets, strict=True):
-                self._keep(key, self._shrunk(drawn[key].frames), drawn[key].whole, target)
+                self._keep(key, self._shrunk(drawn[key]), drawn[key].whole, target)
         views = [self._known[key] for key in keys]
-        frames = [
-            view.frames if view.frames is not None else self._shrunk(drawn[key].frames)
+        pictures = [
+            view.pictures if view.pictures is not None else self._shrunk(drawn[key])
             for key, view in zip(keys, views, strict=True)
         ]
         mirrored = [chance.random() < self._builder.augmentation.flip for chance in chances]
         return ClipBatch(
-            np.stack([clip[:, :, ::-1] if mirror else clip for clip, mirror in zip(frames, mirrored, strict=True)]),
+            _stacked([frames for frames, _ in pictures], mirrored),
             np.array([view.whole for view in views]),
+            _stacked([silhouettes for _, silhouettes in pictures], mirrored),
             np.stack([view.target for view in views]),
         )
 
     def _frames_missing(self, key: tuple[int, int]) -> bool:
-        return key not in self._known or self._known[key].frames is None
+        return key not in self._known or self._known[key].pictures is None
 
     def _draw(self, key: tuple[int, int]) -> Clip:
         return self._large.clip(key[0], np.random.default_rng([self._builder.seed, *key]))
 
-    def _shrunk(self, clip: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.stack([preprocess.resize(frame, *self._builder.size) for frame in clip])
+    def _shrunk(self, clip: Clip) -> _Pictures:
+        size = self._builder.size
+        frames = np.stack([preprocess.resize(frame, *size) for frame in clip.frames])
+        return frames, np.stack([fitted(silhouette, *size) for silhouette in clip.silhouettes])
 
-    def _keep(self, key: tuple[int, int], frames: NDArray[np.uint8], whole: bool, target: NDArray[np.float32]) -> None:
+    def _keep(self, key: tuple[int, int], pictures: _Pictures, whole: bool, target: NDArray[np.float32]) -> None:
+        taken = sum(part.nbytes for part in pictures)
         with self._lock:
-            fits = frames.nbytes <= self._free
-            self._free -= frames.nbytes if fits else 0
-            self._known[key] = _View(frames if fits else None, whole, target)
+            fits = taken <= self._free
+            self._free -= taken if fits else 0
+            self._known[key] = _View(pictures if fits else None, whole, target)
+
+
+def _stacked(clips: Sequence[NDArray[np.uint8]], mirrored: Sequence[bool]) -> NDArray[np.uint8]:
+    return np.stack([clip[:, :, ::-1] if mirror else clip for clip, mirror in zip(clips, mirrored, strict=True)])
 
 
 class Imitation(nn.Module):

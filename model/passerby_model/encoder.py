@@ -206,7 +206,7 @@ class Classifier(nn.Module):
             norm.bias.requires_grad_(False)
             nn.init.normal_(self.classifier.weight, std=0.001)
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised frames (B, N, 3, H, W) -> (descriptors (B, D), logits (B, classes))."""
-        descriptor, _ = self.encoder(frames)
-        return descriptor, self.classifier(self.neck(descriptor))
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        """Normalised frames (B, N, 3, H, W) -> (descriptors (B, D), logits (B, classes), masks as of the encoder)."""
+        descriptor, masks = self.encoder(frames)
+        return descriptor, self.classifier(self.neck(descriptor)), masks

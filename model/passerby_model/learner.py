@@ -58,6 +58,7 @@ class Figures:
     cross_entropy: float
     triplet: float
     distillation: float
+    mask: float
     accuracy: float
 
 
@@ -106,7 +107,7 @@ class Learner:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         count = self.config.accumulate
-        total = torch.zeros(5, device=self.accelerator.device)
+        total = torch.zeros(6, device=self.accelerator.device)
         for number, rows in enumerate(np.split(np.arange(len(labels)), count), start=1):
             with self._synchronised(number == count):
                 parts = self._losses(_rows(drawn, rows), torch.from_numpy(labels[rows]))
@@ -155,13 +156,13 @@ class Learner:
             self.plain_imitation.load_state_dict(state["imitation"])
 
     def _losses(self, drawn: ClipBatch, labels: Tensor) -> list[Tensor]:
-        """Total, cross-entropy, triplet, imitation, accuracy of one batch; scalars."""
+        """Total, cross-entropy, triplet, imitation, mask, accuracy of one batch; scalars."""
         config, device = self.config, self.accelerator.device
         whole = torch.from_numpy(drawn.whole).to(device)
         labels = labels.to(device)[whole]
         half = torch.float16 if config.amp == "fp16" else torch.bfloat16
         with torch.autocast(device.type, half, enabled=config.amp != "none"):
-            descriptors, logits = self._forward(normalised(torch.from_numpy(drawn.frames).to(device)))
+            descriptors, logits, masks = self._forward(normalised(torch.from_numpy(drawn.frames).to(device)))
         descriptors, logits = descriptors.float(), logits.float()[whole]
         # Every clip of the batch may have been joined of two people; the classifier still belongs to the graph then.
         entropy, triplet, accuracy = logits.sum() * 0, descriptors.new_zeros(()), descriptors.new_zeros(())
@@ -176,11 +177,15 @@ class Learner:
             imitation = self._imitation(descriptors, targets)
             relation = distillation.distance_relation(descriptors, targets)
             loss = loss + config.teacher_weight * imitation + config.teacher_relation_weight * relation
-        return [loss, entropy, triplet, imitation, accuracy]
+        mask = descriptors.new_zeros(())
+        if config.mask_weight:
+            mask = losses.silhouette(masks, torch.from_numpy(drawn.silhouettes).to(device))
+            loss = loss + config.mask_weight * mask
+        return [loss, entropy, triplet, imitation, mask, accuracy]
 
-    def _forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, frames: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
         if not self.config.compile:
-            outputs: tuple[Tensor, Tensor] = self._model(frames)
+            outputs: tuple[Tensor, Tensor, dict[int, Tensor]] = self._model(frames)
             return outputs
         from torch._dynamo.exc import BackendCompilerFailed
 
@@ -233,4 +238,4 @@ def _rows(drawn: ClipBatch, rows: NDArray[np.int64]) -> ClipBatch:
     if len(rows) == len(drawn.frames):
         return drawn
     targets = drawn.targets[rows] if drawn.targets is not None else None
-    return ClipBatch(drawn.frames[rows], drawn.whole[rows], targets)
+    return ClipBatch(drawn.frames[rows], drawn.whole[rows], drawn.silhouettes[rows], targets)

@@ -26,6 +26,7 @@ class Step:
     cross_entropy: float
     triplet: float
     distillation: float
+    mask: float
     accuracy: float
     clips: int
     seconds: float

@@ -98,8 +98,7 @@ def _clock(seconds: float) -> str:
 def _curves(history: History, out: Path) -> Section:
     steps, judged = history.steps, history.validation
     parts = {"total": "loss", "cross-entropy": "cross_entropy", "triplet": "triplet"}
-    if steps["distillation"].any():
-        parts["distillation"] = "distillation"
+    parts |= {name: name for name in ("distillation", "mask") if name in steps and steps[name].any()}
     losses = {name: _thinned(steps["iteration"], steps[key]) for name, key in parts.items()}
     speed = steps["clips"] / np.maximum(steps["seconds"], 1e-9)
     drawn: list[tuple[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], str]] = [

@@ -49,6 +49,7 @@ class RunLog:
                 "loss/cross_entropy": step.cross_entropy,
                 "loss/triplet": step.triplet,
                 "loss/distillation": step.distillation,
+                "loss/mask": step.mask,
                 "training/accuracy": step.accuracy,
                 "training/lr": step.lr,
                 "speed/clips_per_second": step.clips / max(step.seconds, 1e-9),

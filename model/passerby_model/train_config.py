@@ -113,6 +113,7 @@ class TrainConfig(_Frozen):
     margin: float = Field(0.3, ge=0)
     cross_entropy_weight: float = Field(1.0, ge=0)  # 0: by the teacher and the triplet loss alone
     triplet_weight: float = Field(1.0, ge=0)
+    mask_weight: float = Field(0.0, ge=0)  # of COSAM's masks against the silhouettes of data sources that have masks
     teacher: Path | None = None  # bundle whose descriptors the encoder also learns to reproduce (distillation)
     teacher_weight: float = Field(1.0, ge=0)
     teacher_relation_weight: float = Field(0.0, ge=0)  # of its distances between the clips of a batch
@@ -157,6 +158,14 @@ class TrainConfig(_Frozen):
         taught = self.teacher is not None and (self.teacher_weight or self.teacher_relation_weight)
         if not (self.cross_entropy_weight or self.triplet_weight or taught):
             raise ValueError("the loss is zero: give cross_entropy_weight, triplet_weight or a teacher a weight")
+        return self
+
+    @model_validator(mode="after")
+    def _masks_to_learn(self) -> Self:
+        if self.mask_weight and "+cosam" not in self.architecture:
+            raise ValueError(f"mask_weight is for COSAM's masks, and {self.architecture} has none")
+        if self.mask_weight and not any(source.masks for source in self.data):
+            raise ValueError("mask_weight needs a data source with masks (`passerby street ... --masks` writes them)")
         return self
 
 

@@ -228,6 +228,25 @@ def test_a_person_is_put_before_the_backgrounds_of_others(masked):
     assert any(len(set(levels)) == 2 for levels in seen), "another background in each frame"
 
 
+@pytest.mark.parametrize("background", [0, 1])
+def test_silhouettes_move_with_the_person(masked, background):
+    options = Augmentation(crop=0.7, flip=0.5, spread=0.5, blur=0.3, background=background)
+    store = clips.FrameStore(64, 30, 10**6)
+    make = clips.ClipBuilder(masked, store, options, 3, (64, 30), 0, lambda frame: frame.with_suffix(".mask.png"))
+    drawn = make.batch(np.zeros(40, int), 0)
+    person = drawn.frames[..., 0] > 120
+    assert drawn.silhouettes.shape == (40, 3, 64, 30)
+    assert (drawn.silhouettes != person).mean() < 0.04, "but for the blurred edge"
+    assert len({silhouette[0].tobytes() for silhouette in drawn.silhouettes}) > 3
+
+
+def test_without_a_mask_and_of_two_people_the_silhouette_is_unknown(masked):
+    mask_of = lambda frame: frame.with_suffix(".mask.png")  # noqa: E731
+    for options, find in ((Augmentation(), lambda frame: None), (Augmentation(join=1), mask_of)):
+        make = clips.ClipBuilder(masked, clips.FrameStore(64, 30, 10**6), options, 3, (64, 30), 0, find)
+        assert (make.batch(np.zeros(2, int), 0).silhouettes == augmentation.UNKNOWN).all()
+
+
 def test_a_missing_mask_is_named(masked):
     store = clips.FrameStore(64, 30, 10**6)
     options = Augmentation(background=1)

@@ -85,7 +85,7 @@ def plain_run(made: TrainConfig, begin: Classifier) -> tuple[list[tuple[float, f
     for iteration in range(made.iterations or 0):
         pixels = torch.from_numpy(builder.batch(batches[iteration], iteration).frames).double().permute(0, 1, 4, 2, 3)
         frames = (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-        descriptors, logits = begin(frames.float().contiguous())
+        descriptors, logits, _ = begin(frames.float().contiguous())
         entropy, triplet = plain_losses(descriptors, logits, torch.from_numpy(data.labels[batches[iteration]]))
         (entropy + triplet).backward()
         optimiser.step()
@@ -135,7 +135,8 @@ def learner_of(made: TrainConfig, seed: int = 0) -> learner.Learner:
 
 def batch(count: int, whole: bool = True) -> tuple[ClipBatch, np.ndarray[Any, Any]]:
     frames = np.random.default_rng(0).integers(0, 256, (count, 1, 64, 32, 3), dtype=np.uint8)
-    return ClipBatch(frames, np.full(count, whole)), np.arange(count, dtype=np.int64) // 2 % 3
+    silhouettes = np.zeros(frames.shape[:4], np.uint8)
+    return ClipBatch(frames, np.full(count, whole), silhouettes), np.arange(count, dtype=np.int64) // 2 % 3
 
 
 def weights(found: learner.Learner) -> dict[str, Tensor]:
@@ -150,7 +151,9 @@ def test_accumulated_batches_have_the_mean_of_their_gradients(people: Path) -> N
     parts = []
     for rows in (slice(0, 6), slice(6, 12)):
         single = learner_of(config(people, "weight_decay=0"))
-        parts.append(single.update(ClipBatch(drawn.frames[rows], drawn.whole[rows]), labels[rows], 1e-3))
+        parts.append(
+            single.update(ClipBatch(drawn.frames[rows], drawn.whole[rows], drawn.silhouettes[rows]), labels[rows], 1e-3)
+        )
         for p, other in zip(once.plain.parameters(), single.plain.parameters(), strict=True):
             assert other.grad is not None
             p.grad = other.grad / 2 if p.grad is None else p.grad + other.grad / 2

@@ -14,6 +14,7 @@ def step(number: int, wait: float) -> Step:
         cross_entropy=1.0,
         triplet=0.0,
         distillation=0.0,
+        mask=0.0,
         accuracy=0.0,
         clips=1,
         seconds=1.0,

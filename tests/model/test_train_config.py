@@ -117,6 +117,20 @@ def test_wrong_keys_and_values_are_explained(override, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["data.0.path=x"], "needs a data source with masks"),
+        (["data.0.path=x", "data.0.masks=y", "architecture=se_resnet50+none+tp"], "se_resnet50+none+tp has none"),
+    ],
+)
+def test_masks_can_only_be_learned_where_there_are_some(others, message):
+    with pytest.raises(InvalidArgumentError) as caught:
+        train_config.load(None, [*others, "mask_weight=1"])
+    assert message in str(caught.value)
+    assert train_config.load(None, ["data.0.path=x", "data.0.masks=y", "mask_weight=1"]).mask_weight == 1
+
+
 @pytest.mark.parametrize("first", ["milestones=[3]", "warmup_epochs=3"])
 def test_two_ways_at_once_are_refused(first):
     second = "step_iterations=5" if first.startswith("milestones") else "warmup_iterations=5"

@@ -115,7 +115,7 @@ def test_the_neck_is_saved_and_its_bias_stays_zero(people, tmp_path):
     assert not saved.state["neck.weight"].eq(1).all()
     model = saved.build()
     frames = torch.rand(2, 1, 3, 64, 32)
-    descriptors, logits = model(frames)
+    descriptors, logits, _ = model(frames)
     assert torch.equal(descriptors, model.encoder(frames)[0])
     centred = (descriptors - saved.state["neck.running_mean"]) / (saved.state["neck.running_var"] + 1e-5).sqrt()
     expected = centred * saved.state["neck.weight"] @ saved.state["classifier.weight"].T
