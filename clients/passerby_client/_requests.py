@@ -197,8 +197,8 @@ def search(
         window.min_time.FromTimedelta(least)
         window.max_time.FromTimedelta(most)
     if query_time is not None:
-        request.query_start_time.FromDatetime(query_time[0])
-        request.query_end_time.FromDatetime(query_time[1])
+        request.query_start_time.CopyFrom(timestamp(query_time[0], field="query_time"))
+        request.query_end_time.CopyFrom(timestamp(query_time[1], field="query_time"))
     if frames is not None:
         request.frames.CopyFrom(query_frames(frames, max_message_bytes))
     if descriptor_ is not None:

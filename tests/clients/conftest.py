@@ -24,7 +24,7 @@ MakeClient = Callable[..., Client]
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Whatever uses a client is tested with both kinds; the command line has the synchronous one."""
-    if "kind" in metafunc.fixturenames and not metafunc.module.__name__.endswith("test_cli"):
+    if "kind" in metafunc.fixturenames and "run" not in metafunc.fixturenames:
         metafunc.parametrize("kind", ["sync", "async"], indirect=True, scope="session")
 
 

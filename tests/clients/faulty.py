@@ -23,6 +23,8 @@ from passerby.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
     resources_pb2,
+    search_service_pb2,
+    search_service_pb2_grpc,
     tracklet_service_pb2,
     tracklet_service_pb2_grpc,
 )
@@ -140,6 +142,16 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
         return model_service_pb2.GetModelInfoResponse(server_version="0")
 
 
+class Searches(search_service_pb2_grpc.SearchServiceServicer):
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+
+    def SearchTracklets(self, request, context):  # noqa: N802
+        self.faults.enter("SearchTracklets", request, context)
+        hits = [search_service_pb2.SearchHit(tracklet=tracklet) for tracklet in self.faults.stored.values()]
+        return search_service_pb2.SearchTrackletsResponse(hits=hits)
+
+
 @contextmanager
 def faulty_server(address: str = "127.0.0.1:0") -> Iterator[tuple[str, Faults]]:
     """HOST:PORT of a running server, and the knobs of its faults."""
@@ -150,6 +162,7 @@ def faulty_server(address: str = "127.0.0.1:0") -> Iterator[tuple[str, Faults]]:
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(Galleries(faults), server)  # type: ignore[abstract]
         tracklet_service_pb2_grpc.add_TrackletServiceServicer_to_server(Tracklets(faults), server)  # type: ignore[abstract]
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(faults), server)  # type: ignore[abstract]
+        search_service_pb2_grpc.add_SearchServiceServicer_to_server(Searches(faults), server)
         port = server.add_insecure_port(address)
         server.start()
         try:

@@ -104,7 +104,7 @@ def test_a_missing_module_of_our_own_is_a_fault_and_shown_as_one(monkeypatch: py
     ("arguments", "problem"),
     [
         (["gallry"], "Did you mean 'gallery'?"),
-        (["search", "--gallery", "g"], "either frames or a tracklet"),
+        (["search", "--gallery", "g"], "either frames, a tracklet or a descriptor"),
         (["search", "-g", "g", "--tracklet", "t", "--after", "noon"], "is not a time"),
         (["search", "-g", "g", "--tracklet", "t", "--label", "x"], "not KEY=VALUE"),
         (["tracklet", "list"], "--gallery"),

@@ -141,6 +141,31 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(**{units[unit]: int(number)})
 
 
+def parse_travel(windows: list[str]) -> dict[str, tuple[timedelta, timedelta]]:
+    """`CAMERA=MIN..MAX` of each window, times as of `parse_duration`. Raises typer.BadParameter for anything else."""
+    found: dict[str, tuple[timedelta, timedelta]] = {}
+    for window in windows:
+        camera, _, span = window.rpartition("=")
+        least, separator, most = span.partition("..")
+        if not camera or not separator:
+            raise typer.BadParameter(f"{window!r} is not CAMERA=MIN..MAX, for example c2=30s..5m")
+        if camera in found:
+            raise typer.BadParameter(f"{camera!r} has two travel windows")
+        found[camera] = (parse_duration(least), parse_duration(most))
+    return found
+
+
+def parse_span(text: str | None) -> tuple[datetime, datetime] | None:
+    """`START..END`, or one time for both, as of `parse_time`. Raises typer.BadParameter for anything else."""
+    if text is None:
+        return None
+    first, _, last = text.partition("..")
+    start, end = parse_time(first), parse_time(last or first)
+    if start is None or end is None:  # neither is None, of a text
+        return None
+    return start, end
+
+
 def print_receipt(receipt: ErasureReceipt) -> None:
     """Writes what an erasure did, for people."""
     due = local_time(receipt.rewrite_due_time)

@@ -18,7 +18,9 @@ from passerby_client.commands.common import (
     last_part,
     new_table,
     parse_labels,
+    parse_span,
     parse_time,
+    parse_travel,
     plain,
     print_json,
     print_table,
@@ -28,7 +30,8 @@ from passerby_client.commands.common import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from passerby.v1.search_service_pb2 import SearchHit, SearchTrackletsResponse
+    from passerby.v1.resources_pb2 import TrackletDescriptor
+    from passerby.v1.search_service_pb2 import RerankOptions, SearchHit, SearchTrackletsResponse
     from rich.table import Table
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -44,6 +47,9 @@ def search(
         typer.Option(metavar="PATH", help="Query: images, or a folder of them, in order of their names."),
     ] = None,
     tracklet: Annotated[str | None, typer.Option(metavar="NAME", help="Query: a tracklet of the gallery.")] = None,
+    descriptor: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Query: a descriptor, from `tracklet show --descriptor`.")
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", metavar="N", help="Hits to show.")] = 10,
     camera: Annotated[
         list[str] | None, typer.Option(metavar="CAMERA", help="Only hits of this camera; may be repeated.")
@@ -61,10 +67,28 @@ def search(
     ] = None,
     group: Annotated[bool, typer.Option("--group", help="One hit for each identity.")] = False,
     rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank the best candidates (k-reciprocal).")] = False,
+    rerank_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Re-rank with k1, k2, original_weight, shortlist_size or time_budget=0.5s; may be repeated.",
+        ),
+    ] = None,
     query_camera: Annotated[str, typer.Option(metavar="CAMERA", help="Camera of the query's frames.")] = "",
     exclude_query_camera: Annotated[
         bool, typer.Option("--exclude-query-camera", help="No hits of the query's own camera.")
     ] = False,
+    travel: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CAMERA=MIN..MAX",
+            help="Hits of this camera only if the way from or to the query took so long: c2=30s..5m; may be repeated.",
+        ),
+    ] = None,
+    query_time: Annotated[
+        str | None,
+        typer.Option(metavar="START..END", help="When the query's frames were seen (ISO 8601), for --travel."),
+    ] = None,
     false_match_rate: Annotated[
         float | None,
         typer.Option(
@@ -86,8 +110,12 @@ def search(
 ) -> None:
     """Find where and when a person was seen."""
     paths = [*(frames or []), *(more_frames or [])]
-    if bool(paths) == (tracklet is not None):
-        raise typer.BadParameter("give either frames or a tracklet", param_hint="'--frames' / '--tracklet'")
+    if bool(paths) + (tracklet is not None) + (descriptor is not None) != 1:
+        raise typer.BadParameter(
+            "give either frames, a tracklet or a descriptor", param_hint="'--frames' / '--tracklet' / '--descriptor'"
+        )
+    if picture is not None and descriptor is not None:
+        raise typer.BadParameter("there is nothing to draw of a descriptor", param_hint="'--picture'")
     if picture is None and (overlay or identity_of_query):
         raise typer.BadParameter(
             "only show in a picture: add --picture FILE", param_hint="'--overlay' / '--identity-of-query'"
@@ -99,6 +127,7 @@ def search(
             gallery,
             frames=files if paths else None,
             tracklet=name,
+            descriptor=_descriptor(descriptor),
             top_k=top_k,
             cameras=camera or (),
             exclude_cameras=exclude_camera or (),
@@ -107,9 +136,11 @@ def search(
             labels=parse_labels(label or []),
             identities=identity or (),
             group_by_identity=group,
-            rerank=rerank,
+            rerank=_rerank(rerank, rerank_option or []),
             query_camera=query_camera,
             exclude_query_camera=exclude_query_camera,
+            query_time=parse_span(query_time),
+            travel_windows=parse_travel(travel or []),
             false_match_rate=false_match_rate,
             thumbnails=picture is not None,
         )
@@ -139,6 +170,38 @@ def _tracklet_name(gallery: str, tracklet: str) -> str:
     from passerby.names import tracklet_name
 
     return tracklet if "/" in tracklet else tracklet_name(last_part(gallery), tracklet)
+
+
+def _descriptor(path: Path | None) -> TrackletDescriptor | None:
+    """A descriptor from a file of API JSON. Raises NotFoundError, InvalidArgumentError."""
+    if path is None:
+        return None
+    from google.protobuf.json_format import Parse, ParseError
+    from passerby.errors import InvalidArgumentError, NotFoundError
+    from passerby.v1.resources_pb2 import TrackletDescriptor
+
+    try:
+        return Parse(path.read_bytes(), TrackletDescriptor())
+    except OSError as error:
+        raise NotFoundError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ParseError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(
+            f"{path}: no descriptor; `passerby tracklet show --descriptor FILE` writes one ({error})"
+        ) from error
+
+
+def _rerank(wanted: bool, options: list[str]) -> bool | RerankOptions:
+    """Re-ranking with options by their names in the API. Raises typer.BadParameter."""
+    if not options:
+        return wanted
+    from google.protobuf.json_format import ParseDict, ParseError
+    from passerby.v1.search_service_pb2 import RerankOptions
+
+    try:
+        return ParseDict(parse_labels(options), RerankOptions())
+    except ParseError as error:
+        names = ", ".join(field.name for field in RerankOptions.DESCRIPTOR.fields)
+        raise typer.BadParameter(f"{error}; the options are {names}", param_hint="'--rerank-option'") from None
 
 
 def _images(paths: Sequence[Path]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,6 +92,9 @@ def list_(
 def show(
     tracklet: Name,
     thumbnail: Annotated[Path | None, typer.Option(metavar="FILE", help="Also save its thumbnail (JPEG).")] = None,
+    descriptor: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also save its descriptor (JSON), for `search --descriptor`.")
+    ] = None,
     server: Server = DEFAULT_SERVER,
     ca_file: CaFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
@@ -98,9 +102,11 @@ def show(
 ) -> None:
     """Show one tracklet."""
     with connect(server, ca_file, timeout) as client:
-        answer = client.get_tracklet(tracklet, thumbnail=thumbnail is not None)
+        answer = client.get_tracklet(tracklet, thumbnail=thumbnail is not None, descriptor=descriptor is not None)
     if thumbnail is not None:
-        _save(thumbnail, answer.thumbnail)
+        _save(thumbnail, answer.thumbnail, "thumbnail")
+    if descriptor is not None:
+        _save(descriptor, json.dumps(plain(answer.tracklet_descriptor)).encode(), "descriptor")
     _print(answer.tracklet, as_json)
 
 
@@ -219,15 +225,15 @@ def _print_change(change: IdentityChange, gallery: str, as_json: bool) -> None:
         typer.echo(f"undo it with: passerby tracklet undo {change.change_id} --gallery {gallery}", err=True)
 
 
-def _save(path: Path, thumbnail: bytes) -> None:
+def _save(path: Path, data: bytes, what: str) -> None:
     from passerby.errors import NotFoundError
 
-    if not thumbnail:
-        raise NotFoundError("the tracklet has no thumbnail")
+    if not data:
+        raise NotFoundError(f"the tracklet has no {what}")
     try:
-        path.write_bytes(thumbnail)
+        path.write_bytes(data)
     except OSError as error:
-        raise NotFoundError(f"{path}: the thumbnail cannot be written: {error.strerror or error}") from error
+        raise NotFoundError(f"{path}: the {what} cannot be written: {error.strerror or error}") from error
 
 
 def _print(tracklet: Tracklet, as_json: bool) -> None:
