@@ -4,16 +4,17 @@
                                                                           |
     request <------- rows of that request, in order <------- split -------+
 
-- **Bounded.** `admit` counts snippets from before they are decoded until they are encoded. When the bound is reached a
-  request is refused at once with RESOURCE_EXHAUSTED and a RetryInfo; a *patient* one (a stream, which its caller can
-  hold back) waits for room instead.
+- **Bounded.** `admit` counts snippets from before they are decoded until they are encoded (`admission.py`). When there is
+  no room a request is refused at once; a *patient* one (a stream, which its caller can hold back) waits for it instead.
 - **Full.** While a batch computes, the next one gathers. An idle encoder waits for more only as long as another request
   is being decoded, and at most `max_wait` seconds.
 - **Warm.** Batches have a few sizes only, those that were warmed up.
-- **Fair.** First in, first out. A long tracklet hands in a few batches at a time (`encoder.py`), so a short one behind
-  it waits for those, not for all of it.
+- **Fair.** Interactive before bulk, clients in turn (`queueing.py`).
 - **Never in vain.** Work whose caller went away or whose deadline passed is dropped before it is computed.
 - **Checked.** A batch gives back as many rows as went in, in the same order, or fails as a whole with INTERNAL.
+- **Watched.** A batch that takes longer than `watchdog` seconds is given up with INTERNAL, and its thread left behind.
+  A new thread tries a single snippet before it takes work again. While no thread works, `healthy` is False: whoever
+  waits gets INTERNAL, and new work UNAVAILABLE.
 """
 
 from __future__ import annotations
@@ -21,11 +22,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,41 +33,24 @@ from passerby.errors import (
     InternalError,
     InvalidArgumentError,
     PasserbyError,
-    ResourceExhaustedError,
     UnavailableError,
 )
 from passerby_model.backends import Backend, Encoded
 
+from passerby_server import lanes
+from passerby_server.admission import Room
+from passerby_server.encoder_thread import EncoderThread, HungError
+from passerby_server.queueing import BatchQueue, Piece, Plan, Work
+from passerby_server.telemetry.calls import current
+
 log = logging.getLogger(__name__)
 
-# Bounds of the advised delay, in seconds: shorter is a stampede, longer outlives any burst.
-MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 30.0
+# Threads left behind with calls that hang, beyond which no further one is tried: each holds its memory.
+MAX_LEFT_BEHIND = 4
 # Weight of the newest batch in the running mean of the encoder's speed.
 _SPEED_WEIGHT = 0.2
-
-
-@dataclass(eq=False, slots=True)
-class _Work:
-    """Snippets of one request that wait for the encoder; `taken` of them are in batches already."""
-
-    snippets: NDArray[np.uint8]
-    future: asyncio.Future[Encoded]
-    arrival: float
-    deadline: float | None
-    taken: int = 0
-    parts: dict[int, Encoded] = field(default_factory=dict)
-
-    @property
-    def left(self) -> int:
-        return len(self.snippets) - self.taken
-
-
-class _Piece(NamedTuple):
-    """The rows [start, stop) of one work, inside a batch."""
-
-    work: _Work
-    start: int
-    stop: int
+# Seconds between looks at whether one of the hanging calls came back, and before a backend that throws is tried again.
+_RETRY_SECONDS = 1.0
 
 
 class Batcher:
@@ -82,6 +64,9 @@ class Batcher:
         max_wait: float = 0.005,
         max_admitted: int = 512,
         workers: int = 1,
+        bulk_share: float = 0.1,
+        watchdog: float = 60.0,
+        on_health: Callable[[bool], None] = lambda healthy: None,
     ) -> None:
         """
         Args:
@@ -89,20 +74,25 @@ class Batcher:
             max_wait: seconds that a batch which is not full waits for a request that is being decoded.
             max_admitted: snippets decoded, waiting and computing at the same time.
             workers: batches that compute at the same time.
+            bulk_share: least share of the snippets that bulk gets while interactive work waits, in [0, 1).
+            watchdog: seconds after which a batch counts as hanging.
+            on_health: is called on the event loop with each change of `healthy`.
         """
         self.max_batch = max_batch
+        self.healthy = True
+        """Whether any thread can encode."""
         self._backend = backend
         self._max_wait = max_wait
-        self._max_admitted = max_admitted
-        self._admitted = 0
-        self._announced = 0
-        self._room: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._queue: deque[_Work] = deque()
+        self._watchdog = watchdog
+        self._on_health = on_health
+        self._room = Room(max_admitted)
+        self._announced = {False: 0, True: 0}  # requests that are being decoded: interactive, bulk
+        self._queue = BatchQueue(max_batch, bulk_share)
         self._arrived = asyncio.Event()
-        self._seconds_a_snippet = 0.0
         self._closed = False
         self._worker_count = workers
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="passerby-encoder")
+        self._hung_workers = 0
+        self._threads: list[EncoderThread[Encoded]] = []
         self._workers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -110,54 +100,70 @@ class Batcher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stops at once; whoever still waits gets UNAVAILABLE. The batch in the backend is waited for."""
+        """Stops at once; whoever still waits gets UNAVAILABLE. The batch in the backend is waited for, unless it hangs."""
         self._closed = True
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        for work in self._queue:
-            _fail(work, _shutting_down())
-        self._queue.clear()
-        await asyncio.to_thread(self._threads.shutdown)
+        self._fail_all(_shutting_down())
+        for thread in self._threads:
+            thread.close()
+            # A hanging call has had its time already.
+            await asyncio.to_thread(thread.join, 0.0 if thread.left_behind else self._watchdog)
 
     @property
     def admitted(self) -> int:
         """Snippets that are being decoded, waiting or computing."""
-        return self._admitted
+        return self._room.used
+
+    @property
+    def waiting(self) -> int:
+        """Snippets that are decoded and in no batch yet."""
+        return sum(work.left for work in self._queue)
+
+    @property
+    def left_behind(self) -> int:
+        """Threads that were left behind with a call that hangs, and still run."""
+        return sum(thread.left_behind and thread.alive for thread in self._threads)
 
     @contextlib.asynccontextmanager
-    async def admit(self, snippets: int, *, patient: bool = False) -> AsyncIterator[None]:
-        """Room for `snippets` snippets, held until the block ends.
+    async def admit(
+        self, snippets: int, *, patient: bool = False, deadline: float | None = None
+    ) -> AsyncIterator[None]:
+        """Room for `snippets` snippets of the running call's lane, held until the block ends.
+
+        Args:
+            patient: wait for room instead of being refused.
+            deadline: time on the event loop's clock after which nobody wants the answer.
 
         Raises:
-            ResourceExhaustedError: there is no room (QUEUE_FULL, with a retry delay) and the caller is not `patient`.
+            ResourceExhaustedError: no room (QUEUE_FULL), or too much ahead for the deadline (QUEUE_TOO_LONG); with a
+                retry delay.
         """
-        # More than all there is could never be admitted.
-        wanted = min(snippets, self._max_admitted)
-        if self._admitted + wanted > self._max_admitted or (patient and self._room):
-            if not patient:
-                raise self._full()
-            await self._wait_for_room(wanted)
+        lane = lanes.current()
+        if patient:
+            held = await self._room.wait(snippets, lane)
         else:
-            self._admitted += wanted
+            remaining = None if deadline is None else deadline - asyncio.get_running_loop().time()
+            held = self._room.enter(snippets, lane, remaining)
         try:
             yield
         finally:
-            self._admitted -= wanted
-            self._let_in()
+            self._room.leave(held, lane, patient=patient)
 
     @contextlib.contextmanager
     def announce(self) -> Iterator[None]:
         """Says that a request is being decoded, so that a batch that is not full may wait for it."""
-        self._announced += 1
+        bulk = lanes.current().bulk
+        self._announced[bulk] += 1
         try:
             yield
         finally:
-            self._announced -= 1
+            self._announced[bulk] -= 1
             self._arrived.set()
 
     def submit(self, snippets: NDArray[np.uint8], *, deadline: float | None = None) -> asyncio.Future[Encoded]:
-        """Queues snippets to be encoded together with those of others. Cancel the future to drop them.
+        """Queues snippets, in the running call's lane, to be encoded with those of others. Cancel the future to drop them.
 
         Args:
             snippets: uint8 (S, N, H, W, 3), S >= 1; may be more than one batch.
@@ -165,56 +171,65 @@ class Batcher:
 
         Returns:
             Of S rows, in the order of `snippets`; or of a DeadlineExceededError (the deadline passed before all were in
-            a batch), an InternalError (the backend failed on a batch with some of them) or an UnavailableError (the
-            batcher was stopped).
+            a batch), an InternalError (the backend failed or hung on a batch with some of them) or an UnavailableError
+            (the batcher was stopped).
 
         Raises:
             InvalidArgumentError: no snippets.
-            UnavailableError: the batcher has been stopped.
+            UnavailableError: the batcher has been stopped, or the backend hangs (ENCODER_HUNG).
         """
         if len(snippets) == 0:
             raise InvalidArgumentError("there are no snippets to encode", reason="NO_FRAMES")
         if self._closed:
             raise _shutting_down()
+        if not self.healthy:
+            raise UnavailableError(
+                "the encoder does not answer; the server tries to recover: retry later",
+                reason="ENCODER_HUNG",
+                retry_delay=min(self._watchdog, 30.0),
+            )
         loop = asyncio.get_running_loop()
-        work = _Work(snippets, loop.create_future(), loop.time(), deadline)
-        self._queue.append(work)
+        work = Work(snippets, loop.create_future(), loop.time(), deadline, lanes.current(), current())
+        self._queue.add(work)
         self._arrived.set()
         return work.future
 
     async def _run(self) -> None:
+        """One worker: a batch at a time, each in the worker's thread, until it is cancelled."""
         loop = asyncio.get_running_loop()
+        thread = self._new_thread()
         while True:
-            pieces = self._take(await self._gather())
-            if not pieces:
-                continue
+            pieces = self._queue.take(await self._gather())
             start = loop.time()
+            _note_start(pieces, start)
             try:
-                encoded = await loop.run_in_executor(self._threads, self._compute, pieces)
+                encoded = await thread.run(partial(self._compute, pieces), self._watchdog)
             except asyncio.CancelledError:  # stopped: nobody will deliver what is being computed
-                for piece in pieces:
-                    _fail(piece.work, _shutting_down())
+                _fail_pieces(pieces, _shutting_down())
                 raise
+            except HungError:
+                _fail_pieces(pieces, _hung(self._watchdog))
+                thread = await self._recovered(np.zeros_like(pieces[0].work.snippets[:1]))
             except Exception as error:
                 # Whatever it was, it ends with this batch: the next one has to be served.
                 log.exception("a batch failed")
-                for piece in pieces:
-                    _fail(piece.work, _as_internal(error))
+                _fail_pieces(pieces, _as_internal(error))
             else:
-                self._deliver(pieces, encoded)
+                _deliver(pieces, encoded, loop.time())
                 self._learn_speed(loop.time() - start, _rows(pieces))
 
-    async def _gather(self) -> int:
-        """Waits until a batch should start; the snippets that wait then."""
+    async def _gather(self) -> Plan:
+        """Waits until a batch should start; what it is to be taken from."""
         loop = asyncio.get_running_loop()
         while True:
             self._drop(loop.time())
-            waiting = sum(work.left for work in self._queue)
-            if waiting and (waiting >= self.max_batch or not self._announced):
-                return waiting
-            timeout = self._queue[0].arrival + self._max_wait - loop.time() if self._queue else None
-            if timeout is not None and timeout <= 0:
-                return waiting
+            plan, timeout = self._queue.plan(loop.time()), None
+            if plan is not None:
+                # A bulk batch also waits for what goes before it.
+                coming = self._announced[False] or (plan.bulk and self._announced[True])
+                timeout = plan.oldest + self._max_wait - loop.time()
+                if plan.waiting >= plan.most or not coming or timeout <= 0:
+                    return plan
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), timeout)
@@ -224,23 +239,9 @@ class Batcher:
         for work in self._queue:
             if work.deadline is not None and work.deadline <= now:
                 _fail(work, DeadlineExceededError("the deadline passed while the request waited for the encoder"))
-        if any(work.future.done() for work in self._queue):
-            self._queue = deque(work for work in self._queue if not work.future.done())
+        self._queue.keep(lambda work: not work.future.done())
 
-    def _take(self, waiting: int) -> list[_Piece]:
-        room = batch_size(waiting, self.max_batch)
-        pieces = []
-        while room and self._queue:
-            work = self._queue[0]
-            count = min(room, work.left)
-            pieces.append(_Piece(work, work.taken, work.taken + count))
-            work.taken += count
-            room -= count
-            if not work.left:
-                self._queue.popleft()
-        return pieces
-
-    def _compute(self, pieces: Sequence[_Piece]) -> Encoded:
+    def _compute(self, pieces: Sequence[Piece]) -> Encoded:
         rows = [piece.work.snippets[piece.start : piece.stop] for piece in pieces]
         batch = rows[0] if len(rows) == 1 else np.concatenate(rows)
         encoded = self._backend.encode(batch)
@@ -252,68 +253,87 @@ class Batcher:
             )
         return encoded
 
-    def _deliver(self, pieces: Sequence[_Piece], encoded: Encoded) -> None:
-        row = 0
-        for work, start, stop in pieces:
-            rows = slice(row, row + stop - start)
-            row = rows.stop
-            work.parts[start] = Encoded(
-                encoded.descriptors[rows], {block: mask[rows] for block, mask in encoded.masks.items()}
-            )
-            if not work.future.done() and sum(len(part.descriptors) for part in work.parts.values()) == len(
-                work.snippets
-            ):
-                work.future.set_result(_joined([work.parts[at] for at in sorted(work.parts)]))
+    async def _recovered(self, probe: NDArray[np.uint8]) -> EncoderThread[Encoded]:
+        """A thread in which the backend has encoded `probe`, uint8 (1, N, H, W, 3), however long that takes to come."""
+        log.error("the encoder hangs: no answer to a batch in %g s (batching.watchdog_seconds)", self._watchdog)
+        self._hung_workers += 1
+        self._say_health()
+        thread = None
+        while thread is None:
+            await self._until_few_are_left_behind()
+            tried = self._new_thread()
+            try:
+                await tried.run(partial(self._backend.encode, probe), self._watchdog)
+                thread = tried
+            except HungError:
+                log.error("the encoder still hangs; %d threads are left behind", self.left_behind)  # noqa: TRY400
+            except Exception:
+                log.exception("the encoder fails where it hung before")
+                tried.close()
+                await asyncio.sleep(_RETRY_SECONDS)
+        self._hung_workers -= 1
+        self._say_health()
+        log.warning("the encoder answers again")
+        return thread
+
+    async def _until_few_are_left_behind(self) -> None:
+        if self.left_behind < MAX_LEFT_BEHIND:
+            return
+        log.critical(
+            "the encoder hangs for good: %d threads are left behind, no further one is tried until one of their calls "
+            "comes back; restart the server",
+            self.left_behind,
+        )
+        while self.left_behind >= MAX_LEFT_BEHIND:  # noqa: ASYNC110 - no event tells that a thread has ended
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def _new_thread(self) -> EncoderThread[Encoded]:
+        self._threads = [thread for thread in self._threads if thread.alive]
+        self._threads.append(EncoderThread())
+        return self._threads[-1]
+
+    def _say_health(self) -> None:
+        healthy = self._hung_workers < self._worker_count
+        if not healthy:
+            self._fail_all(_hung(self._watchdog))
+        if healthy != self.healthy:
+            self.healthy = healthy
+            self._on_health(healthy)
+
+    def _fail_all(self, error: PasserbyError) -> None:
+        for work in self._queue:
+            _fail(work, error)
+        self._queue.keep(lambda _: False)
 
     def _learn_speed(self, seconds: float, snippets: int) -> None:
         newest = seconds / snippets / self._worker_count
-        old = self._seconds_a_snippet or newest
-        self._seconds_a_snippet = (1 - _SPEED_WEIGHT) * old + _SPEED_WEIGHT * newest
+        old = self._room.seconds_a_snippet or newest
+        self._room.seconds_a_snippet = (1 - _SPEED_WEIGHT) * old + _SPEED_WEIGHT * newest
 
-    def _full(self) -> ResourceExhaustedError:
-        # Half of the queue has to drain before coming back is worth while.
-        delay = self._admitted * self._seconds_a_snippet / 2
-        return ResourceExhaustedError(
-            f"the server is busy: {self._admitted} snippets are waiting, at most {self._max_admitted} may; retry later",
-            reason="QUEUE_FULL",
-            retry_delay=min(max(delay, MIN_RETRY_DELAY), MAX_RETRY_DELAY),
+
+def _note_start(pieces: Sequence[Piece], now: float) -> None:
+    for work, start, _ in pieces:
+        if start == 0:
+            work.started = now
+            if work.call is not None:
+                work.call.took("queue", now - work.arrival)
+
+
+def _deliver(pieces: Sequence[Piece], encoded: Encoded, now: float) -> None:
+    row = 0
+    for work, start, stop in pieces:
+        rows = slice(row, row + stop - start)
+        row = rows.stop
+        work.parts[start] = Encoded(
+            encoded.descriptors[rows], {block: mask[rows] for block, mask in encoded.masks.items()}
         )
-
-    async def _wait_for_room(self, wanted: int) -> None:
-        turn = (wanted, asyncio.get_running_loop().create_future())
-        self._room.append(turn)
-        try:
-            await turn[1]
-        except asyncio.CancelledError:
-            if turn[1].done() and not turn[1].cancelled():
-                self._admitted -= wanted  # let in and cancelled in the same moment
-            else:
-                self._room.remove(turn)
-            self._let_in()
-            raise
-
-    def _let_in(self) -> None:
-        while self._room and self._admitted + self._room[0][0] <= self._max_admitted:
-            wanted, turn = self._room.popleft()
-            self._admitted += wanted
-            turn.set_result(None)
+        if not work.future.done() and sum(len(part.descriptors) for part in work.parts.values()) == len(work.snippets):
+            work.future.set_result(_joined([work.parts[at] for at in sorted(work.parts)]))
+            if work.call is not None:
+                work.call.took("encode", now - work.started)
 
 
-def batch_size(waiting: int, max_batch: int) -> int:
-    """Snippets of the next batch when `waiting` wait: the largest power of two among them, or a full batch.
-
-    A runtime prepares itself for every new batch size (OpenVINO: 40 ms for a small network, each time); these few sizes
-    are warmed up (`warm_up_sizes`), and on a CPU two small batches take no longer than one large.
-    """
-    return max_batch if waiting >= max_batch else 1 << (waiting.bit_length() - 1) if waiting else 0
-
-
-def warm_up_sizes(max_batch: int) -> list[int]:
-    """Every size that `batch_size` can give, ascending."""
-    return sorted({batch_size(waiting, max_batch) for waiting in range(1, max_batch + 1)})
-
-
-def _rows(pieces: Sequence[_Piece]) -> int:
+def _rows(pieces: Sequence[Piece]) -> int:
     return sum(piece.stop - piece.start for piece in pieces)
 
 
@@ -326,13 +346,22 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
     )
 
 
-def _fail(work: _Work, error: PasserbyError) -> None:
+def _fail_pieces(pieces: Sequence[Piece], error: PasserbyError) -> None:
+    for piece in pieces:
+        _fail(piece.work, error)
+
+
+def _fail(work: Work, error: PasserbyError) -> None:
     if not work.future.done():
         work.future.set_exception(error)
 
 
 def _shutting_down() -> UnavailableError:
     return UnavailableError("the server is shutting down", reason="SHUTTING_DOWN")
+
+
+def _hung(seconds: float) -> InternalError:
+    return InternalError(f"the encoder gave no answer in {seconds:g} s", reason="ENCODER_HUNG")
 
 
 def _as_internal(error: Exception) -> InternalError:

@@ -26,7 +26,7 @@ from passerby_model.backends.cores import usable_cores
 from passerby_model.bundle import Bundle, open_bundle
 
 from passerby_server.backend import open_sized
-from passerby_server.batcher import Batcher, warm_up_sizes
+from passerby_server.batcher import Batcher
 from passerby_server.config import ServerConfig
 from passerby_server.decode import Decoder
 from passerby_server.encoder import TrackletEncoder
@@ -34,6 +34,7 @@ from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.types import Galleries, GalleryRecord, ModelSpace
 from passerby_server.generation import Generation
 from passerby_server.logs import event
+from passerby_server.queueing import warm_up_sizes
 from passerby_server.telemetry.calls import current
 from passerby_server.telemetry.metrics import Metrics
 from passerby_server.telemetry.watched import WatchedBackend
@@ -78,6 +79,8 @@ class Runtime:
         self.config = config
         self.draining = asyncio.Event()
         """Set when the server begins to shut down: endless streams end then."""
+        self.on_encoder_health: Callable[[bool], None] = lambda healthy: None
+        """Is called on the event loop when the encoder that new calls get begins to hang, and when it answers again."""
         self._metrics = metrics or Metrics()
         self._generation: Generation | None = None
         self._stack = AsyncExitStack()
@@ -162,6 +165,10 @@ class Runtime:
         check_fingerprint(loaded.space.fingerprint, record, "this server runs")
         return record
 
+    def _note_encoder(self, _healthy: bool) -> None:
+        if (newest := self.newest) is not None:  # one that hangs and was replaced meanwhile says nothing
+            self.on_encoder_health(newest.encoder.batcher.healthy)
+
     def _current(self) -> Generation:
         if self._generation is None:
             raise UnavailableError("the server is loading its model; retry soon", reason="LOADING", retry_delay=1.0)
@@ -212,6 +219,9 @@ class Runtime:
                     max_wait=config.batching.max_wait_ms / 1000,
                     max_admitted=config.batching.max_queued_snippets,
                     workers=sized.workers,
+                    bulk_share=config.batching.bulk_share,
+                    watchdog=config.batching.watchdog_seconds,
+                    on_health=self._note_encoder,
                 )
             )
             encoder = TrackletEncoder(

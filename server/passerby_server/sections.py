@@ -100,6 +100,20 @@ class Batching(Section):
         "RESOURCE_EXHAUSTED at once. 512 snippets of 4 frames at 256 x 128 are 192 MiB.",
     )
     workers: int = Field(1, ge=1, le=64, description="Batches that compute at the same time, sharing the threads.")
+    bulk_share: float = Field(
+        0.1,
+        ge=0.01,
+        le=0.9,
+        description="Least share of the snippets that bulk ingest gets while interactive requests wait; all of it when "
+        "none does.",
+    )
+    watchdog_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="Time after which a batch counts as hanging, in seconds: it is given up with INTERNAL, the health is "
+        "NOT_SERVING until a new thread gets an answer. A batch of 32 frames takes about a second on one slow core.",
+    )
 
 
 class Cache(Section):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,9 @@ from passerby.errors import (
     UnavailableError,
 )
 from passerby_model.backends import BackendName, Encoded, EncoderSpec
-from passerby_server.batcher import Batcher, batch_size, warm_up_sizes
+from passerby_server import batcher as batcher_module
+from passerby_server.batcher import MAX_LEFT_BEHIND, Batcher
+from passerby_server.lanes import Lane, entered
 
 
 class Adder:
@@ -63,11 +67,19 @@ def run(test: Callable[[Adder, Batcher], Awaitable[Any]], **options: Any) -> Any
     return asyncio.run(main())
 
 
+@contextlib.asynccontextmanager
+async def admit(batcher: Batcher, client: str, count: int, **options: Any) -> AsyncIterator[None]:
+    with entered(Lane(client)):
+        room = batcher.admit(count, **options)
+        async with room:
+            yield
+
+
 async def blocked(backend: Adder, batcher: Batcher) -> asyncio.Future[Encoded]:
     """Fills the encoder with one batch that ends when the gate opens."""
     backend.gate.clear()
     first = batcher.submit(snippets(99))
-    while batcher._queue:  # noqa: ASYNC110
+    while batcher.waiting:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
     return first
 
@@ -95,12 +107,6 @@ def test_long_work_is_cut_and_comes_back_in_order() -> None:
         assert backend.batches == [4, 4, 2, 1]
 
     run(test)
-
-
-@pytest.mark.parametrize(("waiting", "size"), [(0, 0), (1, 1), (2, 2), (3, 2), (7, 4), (11, 8), (12, 12), (99, 12)])
-def test_batches_have_few_sizes(waiting: int, size: int) -> None:
-    assert batch_size(waiting, 12) == size
-    assert warm_up_sizes(12) == [1, 2, 4, 8, 12]
 
 
 def test_the_backend_never_runs_on_the_event_loop() -> None:
@@ -198,16 +204,16 @@ def test_a_batch_with_another_number_of_rows_is_refused() -> None:
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     async def test(backend: Adder, batcher: Batcher) -> None:
-        async with batcher.admit(4), batcher.admit(3):
+        async with batcher.admit(4), admit(batcher, "other", 3):
             with pytest.raises(ResourceExhaustedError) as raised:
-                await batcher.admit(2).__aenter__()
+                await admit(batcher, "third", 2).__aenter__()
             assert raised.value.reason == "QUEUE_FULL"
             assert 0.1 <= (raised.value.retry_delay or 0) <= 30
-            async with batcher.admit(1):
+            async with admit(batcher, "other", 1):
                 assert batcher.admitted == 8
         assert batcher.admitted == 0
-        async with batcher.admit(100):  # more than there is: admitted alone
-            assert batcher.admitted == 8
+        async with batcher.admit(100):  # more than one client may hold: counted as that
+            assert batcher.admitted == 4
 
     run(test, max_admitted=8)
 
@@ -220,7 +226,7 @@ def test_a_patient_request_waits_for_its_turn() -> None:
             async with batcher.admit(count, patient=True):
                 order.append(name)
 
-        async with batcher.admit(8):
+        async with batcher.admit(4), admit(batcher, "other", 4):
             tasks = [asyncio.create_task(patient("large", 8)), asyncio.create_task(patient("small", 1))]
             gone = asyncio.create_task(patient("gone", 1))
             await asyncio.sleep(0.01)
@@ -258,6 +264,125 @@ def test_stopping_answers_whoever_waits() -> None:
             batcher.submit(snippets(3))
 
     asyncio.run(main())
+
+
+def test_bulk_gives_way_to_interactive_work_and_gets_its_share() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)
+        with entered(Lane("camera", bulk=True)):
+            bulk = [batcher.submit(snippets(1, 1)) for _ in range(3)]
+        interactive = [batcher.submit(snippets(2, 2)) for _ in range(6)]
+        ends: list[str] = []
+        for work in bulk:
+            work.add_done_callback(lambda _: ends.append("bulk"))
+        for work in interactive:
+            work.add_done_callback(lambda _: ends.append("interactive"))
+        backend.gate.set()
+        await asyncio.gather(first, *bulk, *interactive)
+        # A bulk batch of one snippet for every four others: a fifth of what is computed.
+        assert backend.batches == [1, 4, 1, 4, 1, 4, 1, 1, 1, 1]
+        assert ends == ["interactive"] * 4 + ["bulk"] + ["interactive"] * 2 + ["bulk", "bulk"]
+
+    run(test, bulk_share=0.2)
+
+
+def test_a_request_whose_deadline_the_queue_would_miss_is_refused_at_once() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        batcher._room.seconds_a_snippet = 2.0
+        now = asyncio.get_running_loop().time()
+        async with batcher.admit(4):
+            with pytest.raises(
+                ResourceExhaustedError, match=r"takes about 8.0 s, the call's deadline is in [45]\.\d s"
+            ) as raised:
+                await batcher.admit(4, deadline=now + 5).__aenter__()
+            assert raised.value.reason == "QUEUE_TOO_LONG"
+            assert 2 < (raised.value.retry_delay or 0) < 4
+            async with batcher.admit(4, deadline=now + 60), admit(batcher, "other", 1, deadline=now + 5):
+                assert batcher.admitted == 9  # another client is served in turn: it waits for little of what is queued
+        assert batcher.admitted == 0
+
+    run(test, max_admitted=64)
+
+
+def hanging(monkeypatch: pytest.MonkeyPatch, test: Callable[..., Awaitable[Any]], **options: Any) -> list[bool]:
+    """Runs `test` with a watchdog of 50 ms; what the batcher said of its health."""
+    monkeypatch.setattr(batcher_module, "_RETRY_SECONDS", 0.01)
+    said: list[bool] = []
+    run(test, **({"watchdog": 0.05, "on_health": said.append} | options))
+    return said
+
+
+def test_a_batch_that_hangs_is_given_up_and_the_encoder_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)
+        behind = batcher.submit(snippets(1))
+        for work in (first, behind):
+            with pytest.raises(InternalError, match=r"gave no answer in 0\.05 s") as raised:
+                await work
+            assert raised.value.reason == "ENCODER_HUNG"
+        assert not batcher.healthy
+        with pytest.raises(UnavailableError) as refused:
+            batcher.submit(snippets(2))
+        assert refused.value.retry_delay is not None
+        backend.gate.set()
+        while not batcher.healthy or batcher.left_behind:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        assert (await batcher.submit(snippets(3))).descriptors[0, 0] == 9
+        assert len(backend.threads) >= 2
+
+    assert hanging(monkeypatch, test) == [False, True]
+
+
+def test_threads_are_not_left_behind_without_end(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)
+        with pytest.raises(InternalError):
+            await first
+        while not any(record.levelno == logging.CRITICAL for record in caplog.records):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert batcher.left_behind == MAX_LEFT_BEHIND
+        assert not batcher.healthy
+        backend.gate.set()
+        while not batcher.healthy:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert (await batcher.submit(snippets(3))).descriptors[0, 0] == 9
+
+    hanging(monkeypatch, test)
+    assert "restart the server" in caplog.text
+
+
+def test_one_hanging_worker_of_two_does_not_stop_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        stuck = threading.Event()
+
+        def hang(batch: np.ndarray) -> None:
+            if (batch == 13).any():
+                stuck.wait(10)
+
+        backend.failure = hang
+        doomed = batcher.submit(snippets(13))
+        with pytest.raises(InternalError):
+            await doomed
+        assert (await batcher.submit(snippets(4))).descriptors[0, 0] == 12
+        stuck.set()
+
+    assert hanging(monkeypatch, test, workers=2) == []
+
+
+def test_stopping_does_not_wait_for_a_batch_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Adder()
+
+    async def main() -> float:
+        async with Batcher(backend, max_batch=1, watchdog=0.05) as batcher:
+            first = await blocked(backend, batcher)
+            with pytest.raises(InternalError):
+                await first
+            start = time.perf_counter()
+        return time.perf_counter() - start
+
+    assert asyncio.run(main()) < 5
+    backend.gate.set()
 
 
 def test_several_workers_compute_side_by_side() -> None:

@@ -50,7 +50,7 @@ def test_every_caller_gets_its_own_descriptor_although_batches_are_shared(live: 
 
 
 def test_overload_is_refused_at_once_and_passes(tmp_path: Path, monkeypatch) -> None:
-    settings = {"batching": {"max_queued_snippets": 4, "max_snippets": 2}}
+    settings = {"batching": {"max_queued_snippets": 8, "max_snippets": 2}}  # half of it for one client
     with running(make_bundle(tmp_path / "bundle"), tmp_path / "data", **settings) as server:
         gate = threading.Event()
         backend = type(server.server.runtime.loaded.backend)
@@ -94,7 +94,7 @@ def test_expired_and_cancelled_calls_free_their_room_and_are_not_computed(live: 
         time.sleep(0.01)
     late = live.model.EmbedTracklet.future(request(4, 1), timeout=0.3)
     gone = live.model.EmbedTracklet.future(request(4, 2), timeout=60)
-    while live.on_loop(lambda: len(batcher._queue)) < 2:
+    while live.on_loop(lambda: batcher.waiting) < 2:
         time.sleep(0.01)
     gone.cancel()
     assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
