@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passerby_server.gallery.index import Stored
-from passerby_server.gallery.rows import MAX_VARIABLES, decode_descriptor
+from passerby_server.gallery.rows import MAX_VARIABLES, check_descriptor
 
 BATCH = 1024
 """Descriptors read from the store at once (8 MiB at 2,048 values), each batch in a read of its own: a long one would
 keep the write-ahead log from being emptied after an erasure."""
+REMEMBERED_ROWS = 4096
+"""Descriptors that a search with re-ranking keeps at most (32 MiB at 2,048 values): all of a shortlist's candidates."""
 
 Reading = Callable[[], AbstractContextManager[sqlite3.Connection]]
 """Opens a read of the store."""
@@ -84,7 +86,29 @@ def batches(
         yield _arrays(found)
 
 
+class Remembered:
+    """Reads the descriptors of one search, and gives those that it has read again without the store."""
+
+    def __init__(self, stored: Stored) -> None:
+        self._stored = stored
+        self._ids = np.zeros(0, np.int64)
+        self._parts: list[NDArray[np.float32]] = []
+
+    def __call__(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if len(self._ids) and np.isin(ids, self._ids).all():
+            order = np.argsort(self._ids)
+            return ids, np.concatenate(self._parts)[order[np.searchsorted(self._ids, ids, sorter=order)]]
+        found, descriptors = self._stored(ids)
+        if len(found) and len(self._ids) + len(found) <= REMEMBERED_ROWS and not np.isin(found, self._ids).any():
+            self._ids = np.concatenate([self._ids, found])
+            self._parts.append(descriptors)
+        return found, descriptors
+
+
 def _arrays(found: list[tuple[int, int, bytes]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     if not found:
         return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
-    return np.array([row[0] for row in found], np.int64), np.stack([decode_descriptor(*row) for row in found])
+    for vector_id, checksum, blob in found:
+        check_descriptor(vector_id, checksum, blob)
+    values = np.frombuffer(b"".join([blob for _, _, blob in found]), "<f4").astype(np.float32, copy=False)
+    return np.array([row[0] for row in found], np.int64), values.reshape(len(found), -1)

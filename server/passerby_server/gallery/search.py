@@ -16,7 +16,7 @@ from passerby.errors import InvalidArgumentError
 from passerby_model.rerank import check_options, shortlist_rerank
 
 from passerby_server.gallery import rows
-from passerby_server.gallery.descriptors import stored_in
+from passerby_server.gallery.descriptors import Remembered, stored_in
 from passerby_server.gallery.index import Index, Stored
 from passerby_server.gallery.pace import PACE, LateError
 from passerby_server.gallery.recall import RecallAudit
@@ -93,7 +93,7 @@ class _Ranker:
         excluded: int | None,
         stored: Stored,
     ) -> None:
-        self._stored = stored
+        self._stored = stored if query.rerank is None else Remembered(stored)
         self._metric = gallery.record.space.metric
         self._index = index
         self._query = query

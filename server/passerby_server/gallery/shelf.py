@@ -65,7 +65,8 @@ class Shelf:
         if self._saved is not None and self._saved[0] == kind and len(index) < (1 + GROWTH) * self._saved[1]:
             return
         with store.paused(), store.read() as connection:
-            removals = self._removals
+            with self._lock:  # a drop under way shall have deleted what it deletes before anything is written
+                removals = self._removals
             ids, codes = index.dump()
             sequence, at = snapshot.last_entry(connection)
         header = Header(
