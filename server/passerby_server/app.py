@@ -93,6 +93,13 @@ class Server:
         await self.runtime.close()
         await asyncio.to_thread(self.telemetry.close)
 
+    async def reload(self) -> None:
+        """Loads the bundle anew, as `Runtime.reload` does; what goes wrong is in the log."""
+        try:
+            await self.runtime.reload()
+        except Exception as error:  # noqa: BLE001 - nobody waits for it, and the old model goes on whatever it was
+            event(log, logging.WARNING, "SIGHUP changed nothing", reason=getattr(error, "reason", ""))
+
     def ready_line(self) -> str:
         """What the command prints once the server serves."""
         loaded = self.runtime.loaded
@@ -140,7 +147,7 @@ class Server:
 
 
 def serve(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT; prints the ready line. Raises PasserbyError when it cannot start."""
+    """Serves until SIGTERM or SIGINT; SIGHUP loads the bundle anew; prints the ready line. Raises PasserbyError when it cannot start."""
     asyncio.run(_serve(config))
 
 
@@ -153,7 +160,15 @@ async def _serve(config: ServerConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    starting = asyncio.create_task(Server(config).__aenter__())
+    made = Server(config)
+    reloading: set[asyncio.Task[None]] = set()
+
+    def on_hangup() -> None:
+        reloading.add(task := asyncio.create_task(made.reload()))
+        task.add_done_callback(reloading.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    starting = asyncio.create_task(made.__aenter__())
     waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():

@@ -84,7 +84,7 @@ class Runtime:
         self._metrics = metrics or Metrics()
         self._generation: Generation | None = None
         self._stack = AsyncExitStack()
-        self._reloading: asyncio.Task[Loaded] | None = None
+        self._reloading: asyncio.Task[tuple[str, Loaded]] | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="passerby-read")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="passerby-write")
@@ -116,8 +116,10 @@ class Runtime:
             self._generation = Generation(_loaded(model, galleries, upkeep), closing.pop_all())
         return self._generation.loaded
 
-    async def reload(self, expected_fingerprint: str = "") -> Loaded:
-        """Loads the bundle's folder anew and switches to it; what new calls get then. The settings stay as they are.
+    async def reload(self, expected_fingerprint: str = "") -> tuple[str, Loaded]:
+        """Loads the bundle's folder anew and switches to it; the fingerprint before, and what new calls get then.
+
+        The settings stay as they are.
 
         Raises:
             FailedPreconditionError: another reload is under way, or calls still use the model before this one
@@ -174,7 +176,7 @@ class Runtime:
             raise UnavailableError("the server is loading its model; retry soon", reason="LOADING", retry_delay=1.0)
         return self._generation
 
-    async def _reload(self, expected_fingerprint: str) -> Loaded:
+    async def _reload(self, expected_fingerprint: str) -> tuple[str, Loaded]:
         old, start = self._current(), time.monotonic()
         try:
             model, closing = await self._open_model(expected_fingerprint)
@@ -192,7 +194,7 @@ class Runtime:
         fields = {"before": old.loaded.bundle.fingerprint[:12], "fingerprint": loaded.bundle.fingerprint[:12]}
         event(log, logging.INFO, "the model was switched", seconds=seconds, calls=old.users, **fields)
         self._retiring = asyncio.create_task(_retire(old))
-        return loaded
+        return old.loaded.bundle.fingerprint, loaded
 
     async def _open_model(self, expected_fingerprint: str = "") -> tuple[Model, AsyncExitStack]:
         """The model of the bundle's folder, warmed up, and what frees it."""

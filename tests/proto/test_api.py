@@ -15,7 +15,7 @@ SURFACE = {
     "TrackletService": "IngestTracklet StreamTracklet BulkIngestTracklets GetTracklet ListTracklets DeleteTracklet"
     " AssignIdentity MergeIdentities SplitIdentity UndoIdentityChange EraseIdentity",
     "SearchService": "SearchTracklets",
-    "ModelService": "EmbedTracklet ExplainTracklet GetModelInfo",
+    "ModelService": "EmbedTracklet ExplainTracklet GetModelInfo ReloadBundle",
 }
 
 

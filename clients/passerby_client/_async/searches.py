@@ -112,3 +112,14 @@ class AsyncSearchMethods(AsyncConnection):
         return (
             await self._call(self._models.GetModelInfo, model_service_pb2.GetModelInfoRequest(), timeout)
         ).model_info
+
+    async def reload_bundle(
+        self, expected_fingerprint: str = "", *, timeout: float | None = None
+    ) -> model_service_pb2.ReloadBundleResponse:
+        """Makes the server load its bundle folder anew and switch to what is in it; for administrators.
+
+        Raises FailedPreconditionError: the folder holds another bundle than `expected_fingerprint` (OTHER_BUNDLE), a
+        reload is under way (RELOAD_UNDER_WAY); or what is wrong with the bundle. The model before goes on then.
+        """
+        request = model_service_pb2.ReloadBundleRequest(model_fingerprint=expected_fingerprint)
+        return await self._call(self._models.ReloadBundle, request, timeout)

@@ -1,6 +1,8 @@
-"""`passerby model info`."""
+"""`passerby model info` and `reload`."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
@@ -17,14 +19,20 @@ from passerby_client.commands.common import (
     print_json,
 )
 
+DEFAULT_RELOAD_TIMEOUT = 600.0
+"""Seconds: a large model is compiled first."""
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Show which model the server runs."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Show which model the server runs, and load it anew.",
 )
 
 
 @app.callback()
 def model() -> None:
-    """Show which model the server runs."""
+    """Show which model the server runs, and load it anew."""
 
 
 @app.command()
@@ -57,3 +65,32 @@ def info(
             "calibrated": "yes" if found.calibrated else "no",
         }
     )
+
+
+@app.command()
+def reload(
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_RELOAD_TIMEOUT,
+    expect: Annotated[
+        str, typer.Option("--expect", metavar="FINGERPRINT", help="Refuse any bundle but this one.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make the server load its bundle folder anew, without refusing a call; if that fails, the model before goes on."""
+    with connect(server, ca_file, timeout) as client:
+        answer = client.reload_bundle(expect, timeout=timeout)
+    if as_json:
+        print_json(plain(answer))
+        return
+    found = answer.model_info
+    print_fields(
+        {
+            "bundle": found.bundle_name,
+            "fingerprint": found.model_fingerprint,
+            "before": answer.previous_fingerprint,
+            "precision": found.precision,
+        }
+    )
+    if found.model_fingerprint != answer.previous_fingerprint:
+        typer.echo("galleries of the model before refuse frames now: index them again, or bring it back", err=True)

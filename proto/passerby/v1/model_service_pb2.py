@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from passerby.v1 import resources_pb2 as passerby_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpasserby/v1/model_service.proto\x12\x0bpasserby.v1\x1a\x1bpasserby/v1/resources.proto\"B\n\x14\x45mbedTrackletRequest\x12*\n\x06\x66rames\x18\x01 \x01(\x0b\x32\x1a.passerby.v1.FrameSequence\"l\n\x15\x45mbedTrackletResponse\x12<\n\x13tracklet_descriptor\x18\x01 \x01(\x0b\x32\x1f.passerby.v1.TrackletDescriptor\x12\x15\n\rsnippet_count\x18\x02 \x01(\x05\"D\n\x16\x45xplainTrackletRequest\x12*\n\x06\x66rames\x18\x01 \x01(\x0b\x32\x1a.passerby.v1.FrameSequence\"`\n\x0bSpatialMask\x12\x13\n\x0b\x66rame_index\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06values\x18\x04 \x03(\x02\x12\r\n\x05\x62lock\x18\x05 \x01(\x05\"]\n\x17\x45xplainTrackletResponse\x12\'\n\x05masks\x18\x01 \x03(\x0b\x32\x18.passerby.v1.SpatialMask\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"\x15\n\x13GetModelInfoRequest\"\xcc\x02\n\tModelInfo\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x65scriptor_dim\x18\x02 \x01(\x05\x12\x16\n\x0esnippet_length\x18\x03 \x01(\x05\x12\x14\n\x0cinput_height\x18\x04 \x01(\x05\x12\x13\n\x0binput_width\x18\x05 \x01(\x05\x12%\n\x07\x62\x61\x63kend\x18\x06 \x01(\x0e\x32\x14.passerby.v1.Backend\x12\x16\n\x0emax_batch_size\x18\x07 \x01(\x05\x12\x14\n\x0c\x61rchitecture\x18\x08 \x01(\t\x12#\n\x06metric\x18\t \x01(\x0e\x32\x13.passerby.v1.Metric\x12\x13\n\x0bmask_blocks\x18\n \x03(\x05\x12\x13\n\x0b\x62undle_name\x18\x0b \x01(\t\x12\x12\n\ncalibrated\x18\x0c \x01(\x08\x12\x11\n\tprecision\x18\r \x01(\t\"Z\n\x14GetModelInfoResponse\x12*\n\nmodel_info\x18\x01 \x01(\x0b\x32\x16.passerby.v1.ModelInfo\x12\x16\n\x0eserver_version\x18\x02 \x01(\t*g\n\x07\x42\x61\x63kend\x12\x17\n\x13\x42\x41\x43KEND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42\x41\x43KEND_OPENVINO\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_ONNXRUNTIME\x10\x02\x12\x14\n\x10\x42\x41\x43KEND_TENSORRT\x10\x03\x32\xa8\x02\n\x0cModelService\x12[\n\rEmbedTracklet\x12!.passerby.v1.EmbedTrackletRequest\x1a\".passerby.v1.EmbedTrackletResponse\"\x03\x90\x02\x01\x12\x61\n\x0f\x45xplainTracklet\x12#.passerby.v1.ExplainTrackletRequest\x1a$.passerby.v1.ExplainTrackletResponse\"\x03\x90\x02\x01\x12X\n\x0cGetModelInfo\x12 .passerby.v1.GetModelInfoRequest\x1a!.passerby.v1.GetModelInfoResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpasserby/v1/model_service.proto\x12\x0bpasserby.v1\x1a\x1bpasserby/v1/resources.proto\"B\n\x14\x45mbedTrackletRequest\x12*\n\x06\x66rames\x18\x01 \x01(\x0b\x32\x1a.passerby.v1.FrameSequence\"l\n\x15\x45mbedTrackletResponse\x12<\n\x13tracklet_descriptor\x18\x01 \x01(\x0b\x32\x1f.passerby.v1.TrackletDescriptor\x12\x15\n\rsnippet_count\x18\x02 \x01(\x05\"D\n\x16\x45xplainTrackletRequest\x12*\n\x06\x66rames\x18\x01 \x01(\x0b\x32\x1a.passerby.v1.FrameSequence\"`\n\x0bSpatialMask\x12\x13\n\x0b\x66rame_index\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06values\x18\x04 \x03(\x02\x12\r\n\x05\x62lock\x18\x05 \x01(\x05\"]\n\x17\x45xplainTrackletResponse\x12\'\n\x05masks\x18\x01 \x03(\x0b\x32\x18.passerby.v1.SpatialMask\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"\x15\n\x13GetModelInfoRequest\"\xcc\x02\n\tModelInfo\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x65scriptor_dim\x18\x02 \x01(\x05\x12\x16\n\x0esnippet_length\x18\x03 \x01(\x05\x12\x14\n\x0cinput_height\x18\x04 \x01(\x05\x12\x13\n\x0binput_width\x18\x05 \x01(\x05\x12%\n\x07\x62\x61\x63kend\x18\x06 \x01(\x0e\x32\x14.passerby.v1.Backend\x12\x16\n\x0emax_batch_size\x18\x07 \x01(\x05\x12\x14\n\x0c\x61rchitecture\x18\x08 \x01(\t\x12#\n\x06metric\x18\t \x01(\x0e\x32\x13.passerby.v1.Metric\x12\x13\n\x0bmask_blocks\x18\n \x03(\x05\x12\x13\n\x0b\x62undle_name\x18\x0b \x01(\t\x12\x12\n\ncalibrated\x18\x0c \x01(\x08\x12\x11\n\tprecision\x18\r \x01(\t\"Z\n\x14GetModelInfoResponse\x12*\n\nmodel_info\x18\x01 \x01(\x0b\x32\x16.passerby.v1.ModelInfo\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\"0\n\x13ReloadBundleRequest\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\"`\n\x14ReloadBundleResponse\x12*\n\nmodel_info\x18\x01 \x01(\x0b\x32\x16.passerby.v1.ModelInfo\x12\x1c\n\x14previous_fingerprint\x18\x02 \x01(\t*g\n\x07\x42\x61\x63kend\x12\x17\n\x13\x42\x41\x43KEND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42\x41\x43KEND_OPENVINO\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_ONNXRUNTIME\x10\x02\x12\x14\n\x10\x42\x41\x43KEND_TENSORRT\x10\x03\x32\x82\x03\n\x0cModelService\x12[\n\rEmbedTracklet\x12!.passerby.v1.EmbedTrackletRequest\x1a\".passerby.v1.EmbedTrackletResponse\"\x03\x90\x02\x01\x12\x61\n\x0f\x45xplainTracklet\x12#.passerby.v1.ExplainTrackletRequest\x1a$.passerby.v1.ExplainTrackletResponse\"\x03\x90\x02\x01\x12X\n\x0cGetModelInfo\x12 .passerby.v1.GetModelInfoRequest\x1a!.passerby.v1.GetModelInfoResponse\"\x03\x90\x02\x01\x12X\n\x0cReloadBundle\x12 .passerby.v1.ReloadBundleRequest\x1a!.passerby.v1.ReloadBundleResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSERVICE'].methods_by_name['ExplainTracklet']._serialized_options = b'\220\002\001'
   _globals['_MODELSERVICE'].methods_by_name['GetModelInfo']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['GetModelInfo']._serialized_options = b'\220\002\001'
-  _globals['_BACKEND']._serialized_start=968
-  _globals['_BACKEND']._serialized_end=1071
+  _globals['_MODELSERVICE'].methods_by_name['ReloadBundle']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ReloadBundle']._serialized_options = b'\220\002\002'
+  _globals['_BACKEND']._serialized_start=1116
+  _globals['_BACKEND']._serialized_end=1219
   _globals['_EMBEDTRACKLETREQUEST']._serialized_start=77
   _globals['_EMBEDTRACKLETREQUEST']._serialized_end=143
   _globals['_EMBEDTRACKLETRESPONSE']._serialized_start=145
@@ -56,6 +58,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELINFO']._serialized_end=874
   _globals['_GETMODELINFORESPONSE']._serialized_start=876
   _globals['_GETMODELINFORESPONSE']._serialized_end=966
-  _globals['_MODELSERVICE']._serialized_start=1074
-  _globals['_MODELSERVICE']._serialized_end=1370
+  _globals['_RELOADBUNDLEREQUEST']._serialized_start=968
+  _globals['_RELOADBUNDLEREQUEST']._serialized_end=1016
+  _globals['_RELOADBUNDLERESPONSE']._serialized_start=1018
+  _globals['_RELOADBUNDLERESPONSE']._serialized_end=1114
+  _globals['_MODELSERVICE']._serialized_start=1222
+  _globals['_MODELSERVICE']._serialized_end=1608
 # @@protoc_insertion_point(module_scope)

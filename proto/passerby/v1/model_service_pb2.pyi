@@ -310,3 +310,57 @@ class GetModelInfoResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelInfoResponse: _TypeAlias = GetModelInfoResponse  # noqa: Y015
+
+@_typing.final
+class ReloadBundleRequest(_message.Message):
+    """Request of ReloadBundle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    model_fingerprint: _builtins.str
+    """Fingerprint that the folder has to hold, else FAILED_PRECONDITION; empty
+    for any.
+    """
+    def __init__(
+        self,
+        *,
+        model_fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_fingerprint", b"model_fingerprint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadBundleRequest: _TypeAlias = ReloadBundleRequest  # noqa: Y015
+
+@_typing.final
+class ReloadBundleResponse(_message.Message):
+    """Response of ReloadBundle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_INFO_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    previous_fingerprint: _builtins.str
+    """Fingerprint of the model before. Where it is another, galleries of that
+    model refuse frames until they are indexed again or it comes back.
+    """
+    @_builtins.property
+    def model_info(self) -> Global___ModelInfo:
+        """The model that new calls get."""
+
+    def __init__(
+        self,
+        *,
+        model_info: Global___ModelInfo | None = ...,
+        previous_fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model_info", b"model_info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_info", b"model_info", "previous_fingerprint", b"previous_fingerprint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadBundleResponse: _TypeAlias = ReloadBundleResponse  # noqa: Y015

@@ -50,6 +50,11 @@ class ModelServiceStub:
                 request_serializer=passerby_dot_v1_dot_model__service__pb2.GetModelInfoRequest.SerializeToString,
                 response_deserializer=passerby_dot_v1_dot_model__service__pb2.GetModelInfoResponse.FromString,
                 _registered_method=True)
+        self.ReloadBundle = channel.unary_unary(
+                '/passerby.v1.ModelService/ReloadBundle',
+                request_serializer=passerby_dot_v1_dot_model__service__pb2.ReloadBundleRequest.SerializeToString,
+                response_deserializer=passerby_dot_v1_dot_model__service__pb2.ReloadBundleResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -77,6 +82,16 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReloadBundle(self, request, context):
+        """Loads the server's bundle folder anew, verifies and warms up what is in it,
+        and switches to it. No call is refused meanwhile; those in progress end
+        with the model that they began with. If anything fails, that model goes
+        on, and the status says why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +109,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetModelInfo,
                     request_deserializer=passerby_dot_v1_dot_model__service__pb2.GetModelInfoRequest.FromString,
                     response_serializer=passerby_dot_v1_dot_model__service__pb2.GetModelInfoResponse.SerializeToString,
+            ),
+            'ReloadBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadBundle,
+                    request_deserializer=passerby_dot_v1_dot_model__service__pb2.ReloadBundleRequest.FromString,
+                    response_serializer=passerby_dot_v1_dot_model__service__pb2.ReloadBundleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +198,33 @@ class ModelService:
             '/passerby.v1.ModelService/GetModelInfo',
             passerby_dot_v1_dot_model__service__pb2.GetModelInfoRequest.SerializeToString,
             passerby_dot_v1_dot_model__service__pb2.GetModelInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/passerby.v1.ModelService/ReloadBundle',
+            passerby_dot_v1_dot_model__service__pb2.ReloadBundleRequest.SerializeToString,
+            passerby_dot_v1_dot_model__service__pb2.ReloadBundleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,12 @@ class ModelServiceStub:
     """Shows where the model looks. FAILED_PRECONDITION if it has no masks."""
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelInfoRequest, _model_service_pb2.GetModelInfoResponse]
     """Describes the loaded model."""
+    ReloadBundle: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ReloadBundleRequest, _model_service_pb2.ReloadBundleResponse]
+    """Loads the server's bundle folder anew, verifies and warms up what is in it,
+    and switches to it. No call is refused meanwhile; those in progress end
+    with the model that they began with. If anything fails, that model goes
+    on, and the status says why.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -51,6 +57,12 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Shows where the model looks. FAILED_PRECONDITION if it has no masks."""
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelInfoRequest, _model_service_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """Describes the loaded model."""
+    ReloadBundle: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ReloadBundleRequest, _model_service_pb2.ReloadBundleResponse]  # type: ignore[assignment]
+    """Loads the server's bundle folder anew, verifies and warms up what is in it,
+    and switches to it. No call is refused meanwhile; those in progress end
+    with the model that they began with. If anything fails, that model goes
+    on, and the status says why.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs the model without a gallery."""
@@ -78,5 +90,17 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.GetModelInfoResponse, _abc.Awaitable[_model_service_pb2.GetModelInfoResponse]]:
         """Describes the loaded model."""
+
+    @_abc_1.abstractmethod
+    def ReloadBundle(
+        self,
+        request: _model_service_pb2.ReloadBundleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.ReloadBundleResponse, _abc.Awaitable[_model_service_pb2.ReloadBundleResponse]]:
+        """Loads the server's bundle folder anew, verifies and warms up what is in it,
+        and switches to it. No call is refused meanwhile; those in progress end
+        with the model that they began with. If anything fails, that model goes
+        on, and the status says why.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

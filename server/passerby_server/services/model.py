@@ -25,7 +25,7 @@ BACKENDS: Mapping[BackendName, v1.Backend.ValueType] = {
 
 
 class ModelService(v1_grpc.ModelServiceServicer):
-    """Runs the model without a gallery."""
+    """Runs the model without a gallery, describes it, and loads it anew."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -67,6 +67,12 @@ class ModelService(v1_grpc.ModelServiceServicer):
         return v1.GetModelInfoResponse(
             model_info=_info(self._runtime.loaded), server_version=metadata.version("passerby")
         )
+
+    async def ReloadBundle(  # noqa: N802
+        self, request: v1.ReloadBundleRequest, context: Context
+    ) -> v1.ReloadBundleResponse:
+        before, loaded = await self._runtime.reload(request.model_fingerprint)
+        return v1.ReloadBundleResponse(model_info=_info(loaded), previous_fingerprint=before)
 
 
 def _info(loaded: Loaded) -> v1.ModelInfo:
