@@ -13,6 +13,7 @@ from passerby.errors import InvalidArgumentError
 from passerby_model.metrics import unit_rows
 from passerby_server.gallery import approximate, building, kinds, recall
 from passerby_server.gallery.approximate import ApproximateIndex, scan
+from passerby_server.gallery.descriptors import Remembered
 from passerby_server.gallery.embedded import EmbeddedGalleries
 from passerby_server.gallery.kinds import EXACT, IndexKind
 from passerby_server.gallery.types import ModelSpace, NewTracklet, Rerank, TrackletFilter
@@ -35,7 +36,7 @@ def stored_from(vectors):
 
     def stored(wanted):
         kept = [n for n in wanted.tolist() if n in vectors]
-        return np.array(kept, np.int64), np.array([vectors[n] for n in kept], np.float32).reshape(len(kept), -1)
+        return np.array(kept, np.int64), np.array([vectors[n] for n in kept], np.float32).reshape(len(kept), WIDTH)
 
     return stored
 
@@ -56,6 +57,7 @@ def filled(text, metric, vectors):
 def no_scan(monkeypatch):
     """Few allowed descriptors are searched for in the index too, not compared one by one."""
     monkeypatch.setattr(approximate, "SCAN_ROWS", 5)
+    monkeypatch.setattr(approximate, "GRAPH_SCAN_ROWS", 5)
 
 
 @pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
@@ -77,6 +79,58 @@ def test_answers_are_full_exact_in_distance_and_near_in_recall(text, metric, no_
         np.testing.assert_array_equal(found.distances, same.distances)
         hits, expected = hits + len(set(found.ids) & set(truth.ids)), expected + len(truth.ids)
     assert hits / expected > (0.9 if "IVF" in text else 0.99)
+
+
+@pytest.mark.parametrize(("text", "most"), [("int8", 45), ("PQ4x4", 84)])
+def test_candidates_are_read_as_far_as_the_codes_may_mislead(text, most, no_scan):
+    """84 candidates of 10 nearest: fine codes need few of them, coarse ones more; the answer is that of all 84."""
+    vectors = dict(enumerate(clustered(2000, people=200)))
+    index, stored = filled(text, "squared_euclidean", vectors), stored_from(vectors)
+    read: list[int] = []
+
+    def counting(wanted):
+        read.extend(wanted.tolist())
+        return stored(wanted)
+
+    counts = []
+    for query in clustered(40, seed=1, people=200):
+        read.clear()
+        found = index.search(query, 10, None, counting)
+        counts.append(len(read))
+        assert len(read) == len(set(read))
+        candidates = np.sort(index._candidates(query, 84, None, widest=False).ids)
+        np.testing.assert_array_equal(found.ids, scan(query, candidates, 10, stored, "squared_euclidean").ids)
+    assert 26 <= np.mean(counts) <= most
+    assert text == "int8" or np.mean(counts) > 60
+
+
+def test_a_candidate_that_was_deleted_meanwhile_shortens_no_answer(no_scan):
+    vectors = dict(enumerate(clustered(600)))
+    index = filled("int8", "squared_euclidean", vectors)
+    query = clustered(1, seed=1)[0]
+    nearest = index.search(query, 40, None, stored_from(vectors)).ids
+    for number in nearest[:30].tolist():
+        del vectors[number]
+    found = index.search(query, 10, None, stored_from(vectors))
+    np.testing.assert_array_equal(found.ids, nearest[30:40])
+
+
+def test_reranking_reads_no_descriptor_twice():
+    vectors = dict(enumerate(clustered(100)))
+    stored, read = stored_from(vectors), []
+
+    def counting(wanted):
+        read.extend(wanted.tolist())
+        return stored(wanted)
+
+    remembered = Remembered(counting)
+    remembered(np.array([3, 7, 50]))
+    remembered(np.array([1, 9, 200]))
+    ids, descriptors = remembered(np.array([1, 7, 50]))
+    assert read == [3, 7, 50, 1, 9, 200]
+    np.testing.assert_array_equal(descriptors, [vectors[n] for n in (1, 7, 50)])
+    assert ids.tolist() == [1, 7, 50]
+    assert remembered(np.array([7, 8]))[0].tolist() == [7, 8]
 
 
 @pytest.mark.parametrize("text", KINDS)
@@ -137,6 +191,7 @@ def test_the_automatic_choice_follows_the_size_and_does_not_waver():
 def grown(tmp_path, monkeypatch):
     """Opens galleries of one kind whose background work is done when the test says so."""
     monkeypatch.setattr(approximate, "SCAN_ROWS", 5)
+    monkeypatch.setattr(approximate, "GRAPH_SCAN_ROWS", 5)
     opened = []
 
     def open_(kind, metric="squared_euclidean"):
