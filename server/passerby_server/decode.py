@@ -14,6 +14,7 @@ from passerby.v1 import resources_pb2 as resources
 from passerby_model import preprocess
 from PIL import Image
 
+from passerby_server import lanes
 from passerby_server.sections import Limits
 
 THUMBNAIL_HEIGHT = 256
@@ -30,10 +31,13 @@ class Decoder:
         """`height` and `width`: pixels of the encoder's input."""
         self._size = (height, width)
         self._limits = limits
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="passerby-decoder")
+        self._interactive = ThreadPoolExecutor(threads, thread_name_prefix="passerby-decoder")
+        # Of their own: a query's frames must not wait behind those of many tracklets.
+        self._bulk = ThreadPoolExecutor(max(1, threads // 2), thread_name_prefix="passerby-bulk-decoder")
 
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        for threads in (self._interactive, self._bulk):
+            threads.shutdown(cancel_futures=True)
 
     async def decode(self, frames: Sequence[resources.Frame], first: int, field: str) -> NDArray[np.uint8]:
         """Decodes and resizes frames.
@@ -49,9 +53,10 @@ class Decoder:
             InvalidArgumentError: with one violation for each frame that is wrong (`frames.frames[3]`).
         """
         loop = asyncio.get_running_loop()
+        threads = self._threads()
         pixels = np.empty((len(frames), *self._size, 3), dtype=np.uint8)
         tasks = [
-            loop.run_in_executor(self._threads, self._decode_some, frames[at : at + _FRAMES_A_TASK], pixels, at)
+            loop.run_in_executor(threads, self._decode_some, frames[at : at + _FRAMES_A_TASK], pixels, at)
             for at in range(0, len(frames), _FRAMES_A_TASK)
         ]
         wrong = [problem for problems in await asyncio.gather(*tasks) for problem in problems]
@@ -67,7 +72,10 @@ class Decoder:
 
     async def thumbnail(self, frame: resources.Frame) -> bytes:
         """A JPEG of a frame that `decode` accepted, at most 256 pixels high and 512 wide."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._thumbnail, frame)
+        return await asyncio.get_running_loop().run_in_executor(self._threads(), self._thumbnail, frame)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        return self._bulk if lanes.current().bulk else self._interactive
 
     def _decode_some(
         self, frames: Sequence[resources.Frame], into: NDArray[np.uint8], at: int
@@ -75,22 +83,22 @@ class Decoder:
         wrong = []
         for index, frame in enumerate(frames, start=at):
             try:
-                into[index] = preprocess.resize(self._pixels(frame), *self._size)
+                into[index] = preprocess.resize(self._pixels(frame, self._size), *self._size)
             except InvalidArgumentError as error:
                 wrong.append((index, error))
         return wrong
 
-    def _pixels(self, frame: resources.Frame) -> NDArray[np.uint8]:
+    def _pixels(self, frame: resources.Frame, resized_to: tuple[int, int]) -> NDArray[np.uint8]:
         kind = frame.WhichOneof("pixels")
         if kind == "encoded":
             _check_bytes(len(frame.encoded), self._limits)
-            return preprocess.decode(frame.encoded, self._limits.max_pixels)
+            return preprocess.decode(frame.encoded, self._limits.max_pixels, resized_to=resized_to)
         if kind == "raw":
             return _raw(frame.raw, self._limits)
         raise InvalidArgumentError("has no pixels; set `encoded` or `raw`", reason="IMAGE_EMPTY")
 
     def _thumbnail(self, frame: resources.Frame) -> bytes:
-        picture = Image.fromarray(self._pixels(frame))
+        picture = Image.fromarray(self._pixels(frame, (THUMBNAIL_HEIGHT, 1)))
         picture.thumbnail((THUMBNAIL_MAX_WIDTH, THUMBNAIL_HEIGHT), Image.Resampling.BILINEAR)
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=THUMBNAIL_QUALITY)
