@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -64,14 +65,21 @@ def serve(
         "log_level": log_level,
         "log_format": log_format,
     }
-    for assignment in set_ or ():
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{assignment!r} is not KEY=VALUE", param_hint="--set")
-        flags[key] = value
+    flags |= assignments(set_ or ())
     file = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
     settings = load_config(flags, environment=os.environ, file=file)
     from passerby_server.app import serve as serve_forever  # takes seconds: only once the settings are right
 
     logs.configure(settings.log_level, settings.log_format)
     serve_forever(settings)
+
+
+def assignments(given: Iterable[str]) -> dict[str, str]:
+    """`KEY=VALUE` as values by key; raises typer.BadParameter for anything else."""
+    found = {}
+    for assignment in given:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{assignment!r} is not KEY=VALUE", param_hint="--set")
+        found[key] = value
+    return found

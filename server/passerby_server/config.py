@@ -133,13 +133,24 @@ def load_config(
     """
     folder = default_cache(environment or {})
     merged: dict[str, Any] = {} if folder is None else {"cache": {"folder": folder}}
-    sources = [_from_file(file) if file else {}, _from_environment(environment or {}), _from_flags(flags)]
-    for source in sources:
+    for source in layers(flags, environment=environment, file=file).values():
         _merge(merged, source)
     try:
         return ServerConfig.model_validate(merged)
     except ValidationError as error:
         raise InvalidArgumentError(_explain(error), reason="CONFIG_INVALID") from error
+
+
+def layers(
+    flags: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, file: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """What `file`, `environment` and `flags` give, nested by section, the stronger ones later; raises as `load_config`
+    for unknown keys."""
+    return {
+        "file": _from_file(file) if file else {},
+        "environment": _from_environment(environment or {}),
+        "flag": _from_flags(flags),
+    }
 
 
 def keys(model: type[BaseModel] = ServerConfig, prefix: str = "") -> Iterator[str]:

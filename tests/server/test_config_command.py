@@ -1,0 +1,104 @@
+"""`passerby config show` and `check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from passerby_client.cli import main
+from passerby_server.config import keys, load_config
+from passerby_server.settings import settings
+
+
+class Printed:
+    """Runs `passerby config ...` in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["config", *map(str, arguments)])
+        captured = self._capsys.readouterr()
+        assert (ended.value.code or 0) == code, captured.err
+        return captured.err if code else captured.out
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
+    return Printed(capsys)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    made = tmp_path / "server.yaml"
+    made.write_text("bundle: my-bundle\nlimits:\n  max_frames: 7\n  max_top_k: 7\n")
+    return made
+
+
+def test_every_setting_with_its_value_and_where_it_comes_from(
+    printed: Printed, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PASSERBY_LIMITS__MAX_TOP_K", "8")
+    monkeypatch.setenv("PASSERBY_LIMITS__MAX_STREAMS", "8")
+    rows = json.loads(printed("show", "--config", file, "--set", "limits.max_streams=9", "--format", "json"))
+    by_key = {row["key"]: (row["value"], row["source"]) for row in rows}
+    assert list(by_key) == list(keys())
+    assert by_key["bundle"] == ("my-bundle", "file")
+    assert by_key["limits.max_frames"] == (7, "file")
+    assert by_key["limits.max_top_k"] == (8, "environment")
+    assert by_key["limits.max_streams"] == (9, "flag")
+    assert by_key["limits.max_message_bytes"] == (4194304, "default")
+    (row,) = (row for row in rows if row["key"] == "limits.stream_idle_seconds")
+    assert (row["unit"], row["allowed"], row["default"]) == ("seconds", "> 0, <= 86400", 60.0)
+    assert "silence" in row["description"]
+
+
+def test_the_yaml_says_the_same_as_the_file_that_it_came_from(printed: Printed, file: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.yaml"
+    made.write_text(printed("show", "--config", file, "--format", "yaml"))
+    config = load_config({}, file=made)
+    assert config == load_config({}, file=file)
+    # What only a default says must stay open to what was measured on the machine.
+    assert config.batching.model_fields_set == set()
+    assert config.limits.model_fields_set == {"max_frames", "max_top_k"}
+    assert all(f"{key.rpartition('.')[2]}: " in made.read_text() for key in keys())
+
+
+def test_without_a_bundle_it_is_shown_as_missing(printed: Printed) -> None:
+    rows = json.loads(printed("show", "--format", "json"))
+    assert (rows[0]["key"], rows[0]["value"], rows[0]["source"]) == ("bundle", None, "missing")
+
+
+def test_the_table_names_every_setting(printed: Printed, file: Path) -> None:
+    table = printed("show", "--config", file)
+    first = {line.split()[0] for line in table.splitlines() if line and not line.startswith(" ")}
+    assert set(keys()) <= first
+
+
+def test_what_is_wrong_is_named(printed: Printed, file: Path) -> None:
+    assert printed("check", file) == f"{file}: 3 settings, all valid\n"
+    for text, wanted in {
+        "limits: {max_frame: 3}": "unknown key limits.max_frame; did you mean limits.max_frames?",
+        "limits: {max_frames: 0}": "limits.max_frames: Input should be greater than or equal to 1",
+        "address: 1": "address",
+        "metrics: {address: '0.0.0.0:1'}": "metrics.insecure_listen",
+        "limits: [": "is no YAML",
+    }.items():
+        file.write_text(text)
+        error = printed("check", file, code=1)
+        assert wanted in error
+        assert str(file) in error
+        assert error.count("\n") == 1
+    assert "absent.yaml" in printed("check", file.with_name("absent.yaml"), code=1)
+    assert "max_frames" in printed("show", "--set", "limits.max_frames=0", code=1)
+
+
+def test_every_setting_is_described() -> None:
+    found = list(settings())
+    assert [one.key for one in found] == list(keys())
+    assert [one.key for one in found if len(one.description) < 15] == []
+    assert {one.variable for one in found if one.key == "limits.max_frames"} == {"PASSERBY_LIMITS__MAX_FRAMES"}
+    # A number that is a size or a time says its unit in its name, where the table takes it from.
+    assert {one.key: one.unit for one in found if one.key.endswith("_ms")} == {"batching.max_wait_ms": "milliseconds"}
