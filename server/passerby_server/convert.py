@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +18,7 @@ from passerby.v1 import search_service_pb2 as search_service
 from passerby.v1 import tracklet_service_pb2 as tracklet_service
 
 from passerby_server.gallery.types import (
+    GalleryOptions,
     NewTracklet,
     Rerank,
     RetentionRule,
@@ -95,6 +96,29 @@ def display_name(gallery: resources.Gallery) -> str:
     if len(gallery.display_name) > MAX_DISPLAY_NAME:
         raise InvalidArgumentError.of("gallery.display_name", f"is longer than {MAX_DISPLAY_NAME} characters")
     return gallery.display_name
+
+
+def gallery_options(gallery: resources.Gallery) -> GalleryOptions:
+    """What a new gallery is asked to be. Raises InvalidArgumentError."""
+    follows = names.parse_gallery_name(gallery.follows, field="gallery.follows") if gallery.follows else ""
+    _check_rate("gallery.false_match_rate", gallery.false_match_rate)
+    return GalleryOptions(gallery.index_kind, gallery.false_match_rate or None, follows)
+
+
+def gallery_changes(request: gallery_service.UpdateGalleryRequest) -> dict[str, Any]:
+    """What an update changes, by name. Raises InvalidArgumentError."""
+    changeable = ("display_name", "index_kind", "false_match_rate")
+    paths = request.update_mask.paths
+    if not paths or not set(paths) <= set(changeable):
+        raise InvalidArgumentError.of("update_mask", f"must name some of {', '.join(changeable)}")
+    display_name(request.gallery)
+    _check_rate("gallery.false_match_rate", request.gallery.false_match_rate)
+    return {path: getattr(request.gallery, path) for path in paths}
+
+
+def _check_rate(field: str, rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise InvalidArgumentError.of(field, f"must be between 0 and 1, not {rate}; 0 is the server's")
 
 
 def check_identity_id(identity_id: str, field: str = "identity_id") -> str:

@@ -28,13 +28,16 @@ class Thresholds:
         return v1.DECISION_UNCERTAIN
 
 
-def thresholds(manifest: Manifest, fingerprint: str, false_match_rate: float | None) -> Thresholds | None:
+def thresholds(
+    manifest: Manifest, fingerprint: str, false_match_rate: float | None, usual: float | None = None
+) -> Thresholds | None:
     """The thresholds of a search in a gallery of the model `fingerprint`; None when nothing is calibrated.
 
     Args:
         manifest: of the loaded bundle; its calibration says nothing about another model's gallery.
-        false_match_rate: the wanted one, in (0, 1). None stands for 1e-3 or, where the calibration does not go so
-            low, for the lowest rate that it knows.
+        false_match_rate: the wanted one, in (0, 1). None stands for `usual`.
+        usual: the gallery's. None stands for 1e-3 or, where the calibration does not go so low, for the lowest rate
+            that it knows.
 
     Raises:
         FailedPreconditionError: a rate was asked for, and there is no calibration (NOT_CALIBRATED) or it was measured
@@ -49,9 +52,8 @@ def thresholds(manifest: Manifest, fingerprint: str, false_match_rate: float | N
             "calibrate the bundle with `passerby evaluate --calibrate` and restart the server",
             reason="NOT_CALIBRATED",
         )
-    lowest = calibration.points[0]
-    wanted = max(DEFAULT_FALSE_MATCH_RATE, lowest.fmr) if false_match_rate is None else false_match_rate
-    return _at(calibration, wanted)
+    wanted = usual if false_match_rate is None else false_match_rate
+    return _at(calibration, max(DEFAULT_FALSE_MATCH_RATE, calibration.points[0].fmr) if wanted is None else wanted)
 
 
 def _at(calibration: Calibration, wanted: float) -> Thresholds:

@@ -45,6 +45,9 @@ def gallery_message(record: GalleryRecord) -> resources.Gallery:
         model_fingerprint=record.space.fingerprint,
         metric=METRICS[record.space.metric],
         descriptor_dim=record.space.descriptor_dim,
+        index_kind=record.options.index_kind,
+        false_match_rate=record.options.false_match_rate or 0.0,
+        follows=names.gallery_name(record.options.follows) if record.options.follows else "",
     )
 
 
@@ -114,4 +117,8 @@ def stats_message(stats: GalleryStats) -> gallery_service.GetGalleryStatsRespons
         camera_count=stats.camera_count,
         index_size_bytes=stats.index_size_bytes,
         frame_count=stats.frame_count,
+        index_kind=stats.index_kind,
+        index_lag=stats.index_lag,
+        audited_query_count=stats.audited_queries,
+        recall=stats.recall,
     )

@@ -10,7 +10,7 @@ from passerby.v1 import gallery_service_pb2, model_service_pb2, search_service_p
 
 ROOT = Path(__file__).resolve().parents[2]
 SURFACE = {
-    "GalleryService": "CreateGallery GetGallery ListGalleries DeleteGallery GetGalleryStats"
+    "GalleryService": "CreateGallery GetGallery ListGalleries UpdateGallery ReplaceGallery DeleteGallery GetGalleryStats"
     " SetRetention GetRetention ListAuditEntries",
     "TrackletService": "IngestTracklet StreamTracklet BulkIngestTracklets GetTracklet ListTracklets DeleteTracklet"
     " AssignIdentity MergeIdentities SplitIdentity UndoIdentityChange EraseIdentity",

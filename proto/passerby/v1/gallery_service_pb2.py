@@ -23,11 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from passerby.v1 import resources_pb2 as passerby_dot_v1_dot_resources__pb2
+from passerby.v1 import tracklet_service_pb2 as passerby_dot_v1_dot_tracklet__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!passerby/v1/gallery_service.proto\x12\x0bpasserby.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bpasserby/v1/resources.proto\"e\n\x14\x43reateGalleryRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12%\n\x07gallery\x18\x02 \x01(\x0b\x32\x14.passerby.v1.Gallery\x12\x12\n\nrequest_id\x18\x03 \x01(\t\">\n\x15\x43reateGalleryResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.passerby.v1.Gallery\"!\n\x11GetGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12GetGalleryResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.passerby.v1.Gallery\"=\n\x14ListGalleriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x15ListGalleriesResponse\x12\'\n\tgalleries\x18\x01 \x03(\x0b\x32\x14.passerby.v1.Gallery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"G\n\x14\x44\x65leteGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"7\n\x15\x44\x65leteGalleryResponse\x12\x1e\n\x16\x64\x65leted_tracklet_count\x18\x01 \x01(\x03\"&\n\x16GetGalleryStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x8e\x01\n\x17GetGalleryStatsResponse\x12\x16\n\x0etracklet_count\x18\x01 \x01(\x03\x12\x16\n\x0eidentity_count\x18\x02 \x01(\x03\x12\x14\n\x0c\x63\x61mera_count\x18\x03 \x01(\x03\x12\x18\n\x10index_size_bytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x66rame_count\x18\x05 \x01(\x03\"K\n\rRetentionRule\x12\x11\n\tcamera_id\x18\x01 \x01(\t\x12\'\n\x04keep\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"N\n\x13SetRetentionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05rules\x18\x02 \x03(\x0b\x32\x1a.passerby.v1.RetentionRule\"A\n\x14SetRetentionResponse\x12)\n\x05rules\x18\x01 \x03(\x0b\x32\x1a.passerby.v1.RetentionRule\"#\n\x13GetRetentionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x14GetRetentionResponse\x12)\n\x05rules\x18\x01 \x03(\x0b\x32\x1a.passerby.v1.RetentionRule\"k\n\nAuditEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x13\n\x0btracklet_id\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"z\n\x17ListAuditEntriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0bidentity_id\x18\x02 \x01(\t\x12\x13\n\x0btracklet_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"]\n\x18ListAuditEntriesResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.passerby.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xf8\x05\n\x0eGalleryService\x12[\n\rCreateGallery\x12!.passerby.v1.CreateGalleryRequest\x1a\".passerby.v1.CreateGalleryResponse\"\x03\x90\x02\x02\x12R\n\nGetGallery\x12\x1e.passerby.v1.GetGalleryRequest\x1a\x1f.passerby.v1.GetGalleryResponse\"\x03\x90\x02\x01\x12[\n\rListGalleries\x12!.passerby.v1.ListGalleriesRequest\x1a\".passerby.v1.ListGalleriesResponse\"\x03\x90\x02\x01\x12[\n\rDeleteGallery\x12!.passerby.v1.DeleteGalleryRequest\x1a\".passerby.v1.DeleteGalleryResponse\"\x03\x90\x02\x02\x12\x61\n\x0fGetGalleryStats\x12#.passerby.v1.GetGalleryStatsRequest\x1a$.passerby.v1.GetGalleryStatsResponse\"\x03\x90\x02\x01\x12X\n\x0cSetRetention\x12 .passerby.v1.SetRetentionRequest\x1a!.passerby.v1.SetRetentionResponse\"\x03\x90\x02\x02\x12X\n\x0cGetRetention\x12 .passerby.v1.GetRetentionRequest\x1a!.passerby.v1.GetRetentionResponse\"\x03\x90\x02\x01\x12\x64\n\x10ListAuditEntries\x12$.passerby.v1.ListAuditEntriesRequest\x1a%.passerby.v1.ListAuditEntriesResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!passerby/v1/gallery_service.proto\x12\x0bpasserby.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bpasserby/v1/resources.proto\x1a\"passerby/v1/tracklet_service.proto\"e\n\x14\x43reateGalleryRequest\x12\x12\n\ngallery_id\x18\x01 \x01(\t\x12%\n\x07gallery\x18\x02 \x01(\x0b\x32\x14.passerby.v1.Gallery\x12\x12\n\nrequest_id\x18\x03 \x01(\t\">\n\x15\x43reateGalleryResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.passerby.v1.Gallery\"!\n\x11GetGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12GetGalleryResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.passerby.v1.Gallery\"=\n\x14ListGalleriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x15ListGalleriesResponse\x12\'\n\tgalleries\x18\x01 \x03(\x0b\x32\x14.passerby.v1.Gallery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"n\n\x14UpdateGalleryRequest\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.passerby.v1.Gallery\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\">\n\x15UpdateGalleryResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.passerby.v1.Gallery\"\x81\x01\n\x15ReplaceGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0breplacement\x18\x02 \x01(\t\x12\x1a\n\x12retired_gallery_id\x18\x03 \x01(\t\x12\x15\n\rallow_missing\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\x86\x01\n\x16ReplaceGalleryResponse\x12%\n\x07gallery\x18\x01 \x01(\x0b\x32\x14.passerby.v1.Gallery\x12%\n\x07retired\x18\x02 \x01(\x0b\x32\x14.passerby.v1.Gallery\x12\x1e\n\x16missing_tracklet_count\x18\x03 \x01(\x03\"G\n\x14\x44\x65leteGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"e\n\x15\x44\x65leteGalleryResponse\x12\x1e\n\x16\x64\x65leted_tracklet_count\x18\x01 \x01(\x03\x12,\n\x07receipt\x18\x02 \x01(\x0b\x32\x1b.passerby.v1.ErasureReceipt\"&\n\x16GetGalleryStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xf2\x01\n\x17GetGalleryStatsResponse\x12\x16\n\x0etracklet_count\x18\x01 \x01(\x03\x12\x16\n\x0eidentity_count\x18\x02 \x01(\x03\x12\x14\n\x0c\x63\x61mera_count\x18\x03 \x01(\x03\x12\x18\n\x10index_size_bytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x66rame_count\x18\x05 \x01(\x03\x12\x12\n\nindex_kind\x18\x06 \x01(\t\x12\x11\n\tindex_lag\x18\x07 \x01(\x03\x12\x1b\n\x13\x61udited_query_count\x18\x08 \x01(\x03\x12\x13\n\x06recall\x18\t \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_recall\"K\n\rRetentionRule\x12\x11\n\tcamera_id\x18\x01 \x01(\t\x12\'\n\x04keep\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"N\n\x13SetRetentionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05rules\x18\x02 \x03(\x0b\x32\x1a.passerby.v1.RetentionRule\"A\n\x14SetRetentionResponse\x12)\n\x05rules\x18\x01 \x03(\x0b\x32\x1a.passerby.v1.RetentionRule\"#\n\x13GetRetentionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x14GetRetentionResponse\x12)\n\x05rules\x18\x01 \x03(\x0b\x32\x1a.passerby.v1.RetentionRule\"k\n\nAuditEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x13\n\x0btracklet_id\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"z\n\x17ListAuditEntriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0bidentity_id\x18\x02 \x01(\t\x12\x13\n\x0btracklet_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"]\n\x18ListAuditEntriesResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.passerby.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xb5\x07\n\x0eGalleryService\x12[\n\rCreateGallery\x12!.passerby.v1.CreateGalleryRequest\x1a\".passerby.v1.CreateGalleryResponse\"\x03\x90\x02\x02\x12R\n\nGetGallery\x12\x1e.passerby.v1.GetGalleryRequest\x1a\x1f.passerby.v1.GetGalleryResponse\"\x03\x90\x02\x01\x12[\n\rListGalleries\x12!.passerby.v1.ListGalleriesRequest\x1a\".passerby.v1.ListGalleriesResponse\"\x03\x90\x02\x01\x12[\n\rUpdateGallery\x12!.passerby.v1.UpdateGalleryRequest\x1a\".passerby.v1.UpdateGalleryResponse\"\x03\x90\x02\x02\x12^\n\x0eReplaceGallery\x12\".passerby.v1.ReplaceGalleryRequest\x1a#.passerby.v1.ReplaceGalleryResponse\"\x03\x90\x02\x02\x12[\n\rDeleteGallery\x12!.passerby.v1.DeleteGalleryRequest\x1a\".passerby.v1.DeleteGalleryResponse\"\x03\x90\x02\x02\x12\x61\n\x0fGetGalleryStats\x12#.passerby.v1.GetGalleryStatsRequest\x1a$.passerby.v1.GetGalleryStatsResponse\"\x03\x90\x02\x01\x12X\n\x0cSetRetention\x12 .passerby.v1.SetRetentionRequest\x1a!.passerby.v1.SetRetentionResponse\"\x03\x90\x02\x02\x12X\n\x0cGetRetention\x12 .passerby.v1.GetRetentionRequest\x1a!.passerby.v1.GetRetentionResponse\"\x03\x90\x02\x01\x12\x64\n\x10ListAuditEntries\x12$.passerby.v1.ListAuditEntriesRequest\x1a%.passerby.v1.ListAuditEntriesResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GALLERYSERVICE'].methods_by_name['GetGallery']._serialized_options = b'\220\002\001'
   _globals['_GALLERYSERVICE'].methods_by_name['ListGalleries']._loaded_options = None
   _globals['_GALLERYSERVICE'].methods_by_name['ListGalleries']._serialized_options = b'\220\002\001'
+  _globals['_GALLERYSERVICE'].methods_by_name['UpdateGallery']._loaded_options = None
+  _globals['_GALLERYSERVICE'].methods_by_name['UpdateGallery']._serialized_options = b'\220\002\002'
+  _globals['_GALLERYSERVICE'].methods_by_name['ReplaceGallery']._loaded_options = None
+  _globals['_GALLERYSERVICE'].methods_by_name['ReplaceGallery']._serialized_options = b'\220\002\002'
   _globals['_GALLERYSERVICE'].methods_by_name['DeleteGallery']._loaded_options = None
   _globals['_GALLERYSERVICE'].methods_by_name['DeleteGallery']._serialized_options = b'\220\002\002'
   _globals['_GALLERYSERVICE'].methods_by_name['GetGalleryStats']._loaded_options = None
@@ -50,42 +56,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GALLERYSERVICE'].methods_by_name['GetRetention']._serialized_options = b'\220\002\001'
   _globals['_GALLERYSERVICE'].methods_by_name['ListAuditEntries']._loaded_options = None
   _globals['_GALLERYSERVICE'].methods_by_name['ListAuditEntries']._serialized_options = b'\220\002\001'
-  _globals['_CREATEGALLERYREQUEST']._serialized_start=144
-  _globals['_CREATEGALLERYREQUEST']._serialized_end=245
-  _globals['_CREATEGALLERYRESPONSE']._serialized_start=247
-  _globals['_CREATEGALLERYRESPONSE']._serialized_end=309
-  _globals['_GETGALLERYREQUEST']._serialized_start=311
-  _globals['_GETGALLERYREQUEST']._serialized_end=344
-  _globals['_GETGALLERYRESPONSE']._serialized_start=346
-  _globals['_GETGALLERYRESPONSE']._serialized_end=405
-  _globals['_LISTGALLERIESREQUEST']._serialized_start=407
-  _globals['_LISTGALLERIESREQUEST']._serialized_end=468
-  _globals['_LISTGALLERIESRESPONSE']._serialized_start=470
-  _globals['_LISTGALLERIESRESPONSE']._serialized_end=559
-  _globals['_DELETEGALLERYREQUEST']._serialized_start=561
-  _globals['_DELETEGALLERYREQUEST']._serialized_end=632
-  _globals['_DELETEGALLERYRESPONSE']._serialized_start=634
-  _globals['_DELETEGALLERYRESPONSE']._serialized_end=689
-  _globals['_GETGALLERYSTATSREQUEST']._serialized_start=691
-  _globals['_GETGALLERYSTATSREQUEST']._serialized_end=729
-  _globals['_GETGALLERYSTATSRESPONSE']._serialized_start=732
-  _globals['_GETGALLERYSTATSRESPONSE']._serialized_end=874
-  _globals['_RETENTIONRULE']._serialized_start=876
-  _globals['_RETENTIONRULE']._serialized_end=951
-  _globals['_SETRETENTIONREQUEST']._serialized_start=953
-  _globals['_SETRETENTIONREQUEST']._serialized_end=1031
-  _globals['_SETRETENTIONRESPONSE']._serialized_start=1033
-  _globals['_SETRETENTIONRESPONSE']._serialized_end=1098
-  _globals['_GETRETENTIONREQUEST']._serialized_start=1100
-  _globals['_GETRETENTIONREQUEST']._serialized_end=1135
-  _globals['_GETRETENTIONRESPONSE']._serialized_start=1137
-  _globals['_GETRETENTIONRESPONSE']._serialized_end=1202
-  _globals['_AUDITENTRY']._serialized_start=1204
-  _globals['_AUDITENTRY']._serialized_end=1311
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=1313
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=1435
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=1437
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=1530
-  _globals['_GALLERYSERVICE']._serialized_start=1533
-  _globals['_GALLERYSERVICE']._serialized_end=2293
+  _globals['_CREATEGALLERYREQUEST']._serialized_start=214
+  _globals['_CREATEGALLERYREQUEST']._serialized_end=315
+  _globals['_CREATEGALLERYRESPONSE']._serialized_start=317
+  _globals['_CREATEGALLERYRESPONSE']._serialized_end=379
+  _globals['_GETGALLERYREQUEST']._serialized_start=381
+  _globals['_GETGALLERYREQUEST']._serialized_end=414
+  _globals['_GETGALLERYRESPONSE']._serialized_start=416
+  _globals['_GETGALLERYRESPONSE']._serialized_end=475
+  _globals['_LISTGALLERIESREQUEST']._serialized_start=477
+  _globals['_LISTGALLERIESREQUEST']._serialized_end=538
+  _globals['_LISTGALLERIESRESPONSE']._serialized_start=540
+  _globals['_LISTGALLERIESRESPONSE']._serialized_end=629
+  _globals['_UPDATEGALLERYREQUEST']._serialized_start=631
+  _globals['_UPDATEGALLERYREQUEST']._serialized_end=741
+  _globals['_UPDATEGALLERYRESPONSE']._serialized_start=743
+  _globals['_UPDATEGALLERYRESPONSE']._serialized_end=805
+  _globals['_REPLACEGALLERYREQUEST']._serialized_start=808
+  _globals['_REPLACEGALLERYREQUEST']._serialized_end=937
+  _globals['_REPLACEGALLERYRESPONSE']._serialized_start=940
+  _globals['_REPLACEGALLERYRESPONSE']._serialized_end=1074
+  _globals['_DELETEGALLERYREQUEST']._serialized_start=1076
+  _globals['_DELETEGALLERYREQUEST']._serialized_end=1147
+  _globals['_DELETEGALLERYRESPONSE']._serialized_start=1149
+  _globals['_DELETEGALLERYRESPONSE']._serialized_end=1250
+  _globals['_GETGALLERYSTATSREQUEST']._serialized_start=1252
+  _globals['_GETGALLERYSTATSREQUEST']._serialized_end=1290
+  _globals['_GETGALLERYSTATSRESPONSE']._serialized_start=1293
+  _globals['_GETGALLERYSTATSRESPONSE']._serialized_end=1535
+  _globals['_RETENTIONRULE']._serialized_start=1537
+  _globals['_RETENTIONRULE']._serialized_end=1612
+  _globals['_SETRETENTIONREQUEST']._serialized_start=1614
+  _globals['_SETRETENTIONREQUEST']._serialized_end=1692
+  _globals['_SETRETENTIONRESPONSE']._serialized_start=1694
+  _globals['_SETRETENTIONRESPONSE']._serialized_end=1759
+  _globals['_GETRETENTIONREQUEST']._serialized_start=1761
+  _globals['_GETRETENTIONREQUEST']._serialized_end=1796
+  _globals['_GETRETENTIONRESPONSE']._serialized_start=1798
+  _globals['_GETRETENTIONRESPONSE']._serialized_end=1863
+  _globals['_AUDITENTRY']._serialized_start=1865
+  _globals['_AUDITENTRY']._serialized_end=1972
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=1974
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=2096
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=2098
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=2191
+  _globals['_GALLERYSERVICE']._serialized_start=2194
+  _globals['_GALLERYSERVICE']._serialized_end=3143
 # @@protoc_insertion_point(module_scope)

@@ -6,10 +6,12 @@ Galleries."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from passerby.v1 import resources_pb2 as _resources_pb2
+from passerby.v1 import tracklet_service_pb2 as _tracklet_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -178,6 +180,136 @@ class ListGalleriesResponse(_message.Message):
 Global___ListGalleriesResponse: _TypeAlias = ListGalleriesResponse  # noqa: Y015
 
 @_typing.final
+class UpdateGalleryRequest(_message.Message):
+    """Request of UpdateGallery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gallery(self) -> _resources_pb2.Gallery:
+        """The gallery by its name, and the new values."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which of `display_name`, `index_kind` and `false_match_rate` are changed.
+        Required.
+        """
+
+    def __init__(
+        self,
+        *,
+        gallery: _resources_pb2.Gallery | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateGalleryRequest: _TypeAlias = UpdateGalleryRequest  # noqa: Y015
+
+@_typing.final
+class UpdateGalleryResponse(_message.Message):
+    """Response of UpdateGallery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gallery(self) -> _resources_pb2.Gallery:
+        """The stored gallery."""
+
+    def __init__(
+        self,
+        *,
+        gallery: _resources_pb2.Gallery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateGalleryResponse: _TypeAlias = UpdateGalleryResponse  # noqa: Y015
+
+@_typing.final
+class ReplaceGalleryRequest(_message.Message):
+    """Request of ReplaceGallery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    RETIRED_GALLERY_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The gallery whose place is taken: `galleries/{gallery}`."""
+    replacement: _builtins.str
+    """The gallery that takes it: `galleries/{gallery}`. It must follow the other."""
+    retired_gallery_id: _builtins.str
+    """What the old gallery is called from then on (last part of the name).
+    Required; the replacement's is free.
+    """
+    allow_missing: _builtins.bool
+    """Tracklets that the replacement lacks stay in the old gallery alone."""
+    request_id: _builtins.str
+    """UUID that makes a retry harmless; empty for none."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        replacement: _builtins.str = ...,
+        retired_gallery_id: _builtins.str = ...,
+        allow_missing: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "name", b"name", "replacement", b"replacement", "request_id", b"request_id", "retired_gallery_id", b"retired_gallery_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceGalleryRequest: _TypeAlias = ReplaceGalleryRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceGalleryResponse(_message.Message):
+    """Response of ReplaceGallery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
+    MISSING_TRACKLET_COUNT_FIELD_NUMBER: _builtins.int
+    missing_tracklet_count: _builtins.int
+    """Tracklets of the old gallery that the new one lacks."""
+    @_builtins.property
+    def gallery(self) -> _resources_pb2.Gallery:
+        """The new gallery, under the old name."""
+
+    @_builtins.property
+    def retired(self) -> _resources_pb2.Gallery:
+        """The old gallery, under its new name."""
+
+    def __init__(
+        self,
+        *,
+        gallery: _resources_pb2.Gallery | None = ...,
+        retired: _resources_pb2.Gallery | None = ...,
+        missing_tracklet_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "retired", b"retired"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "missing_tracklet_count", b"missing_tracklet_count", "retired", b"retired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceGalleryResponse: _TypeAlias = ReplaceGalleryResponse  # noqa: Y015
+
+@_typing.final
 class DeleteGalleryRequest(_message.Message):
     """Request of DeleteGallery."""
 
@@ -214,16 +346,24 @@ class DeleteGalleryResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DELETED_TRACKLET_COUNT_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     deleted_tracklet_count: _builtins.int
     """Tracklets that were deleted with the gallery."""
+    @_builtins.property
+    def receipt(self) -> _tracklet_service_pb2.ErasureReceipt:
+        """What was done, for the files. It names no tracklets: they are all of the
+        gallery's.
+        """
+
     def __init__(
         self,
         *,
         deleted_tracklet_count: _builtins.int = ...,
+        receipt: _tracklet_service_pb2.ErasureReceipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_tracklet_count", b"deleted_tracklet_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_tracklet_count", b"deleted_tracklet_count", "receipt", b"receipt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,6 +402,10 @@ class GetGalleryStatsResponse(_message.Message):
     CAMERA_COUNT_FIELD_NUMBER: _builtins.int
     INDEX_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    INDEX_KIND_FIELD_NUMBER: _builtins.int
+    INDEX_LAG_FIELD_NUMBER: _builtins.int
+    AUDITED_QUERY_COUNT_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     tracklet_count: _builtins.int
     """Stored tracklets."""
     identity_count: _builtins.int
@@ -272,6 +416,20 @@ class GetGalleryStatsResponse(_message.Message):
     """Size of the vector index in memory."""
     frame_count: _builtins.int
     """Frames received over all stored tracklets."""
+    index_kind: _builtins.str
+    """Kind of index that answers now."""
+    index_lag: _builtins.int
+    """Stored tracklets that the index lacks: 0, unless it failed and is to be
+    rebuilt.
+    """
+    audited_query_count: _builtins.int
+    """Searches of an approximate index that were repeated exactly since it was
+    built.
+    """
+    recall: _builtins.float
+    """Share of the nearest that those searches had found, in [0, 1]. Unset before
+    the first, and for an exact index.
+    """
     def __init__(
         self,
         *,
@@ -280,12 +438,18 @@ class GetGalleryStatsResponse(_message.Message):
         camera_count: _builtins.int = ...,
         index_size_bytes: _builtins.int = ...,
         frame_count: _builtins.int = ...,
+        index_kind: _builtins.str = ...,
+        index_lag: _builtins.int = ...,
+        audited_query_count: _builtins.int = ...,
+        recall: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "recall", b"recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_count", b"camera_count", "frame_count", b"frame_count", "identity_count", b"identity_count", "index_size_bytes", b"index_size_bytes", "tracklet_count", b"tracklet_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "audited_query_count", b"audited_query_count", "camera_count", b"camera_count", "frame_count", b"frame_count", "identity_count", b"identity_count", "index_kind", b"index_kind", "index_lag", b"index_lag", "index_size_bytes", b"index_size_bytes", "recall", b"recall", "tracklet_count", b"tracklet_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
+    _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
 
 Global___GetGalleryStatsResponse: _TypeAlias = GetGalleryStatsResponse  # noqa: Y015
 

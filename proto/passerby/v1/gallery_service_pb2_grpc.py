@@ -50,6 +50,16 @@ class GalleryServiceStub:
                 request_serializer=passerby_dot_v1_dot_gallery__service__pb2.ListGalleriesRequest.SerializeToString,
                 response_deserializer=passerby_dot_v1_dot_gallery__service__pb2.ListGalleriesResponse.FromString,
                 _registered_method=True)
+        self.UpdateGallery = channel.unary_unary(
+                '/passerby.v1.GalleryService/UpdateGallery',
+                request_serializer=passerby_dot_v1_dot_gallery__service__pb2.UpdateGalleryRequest.SerializeToString,
+                response_deserializer=passerby_dot_v1_dot_gallery__service__pb2.UpdateGalleryResponse.FromString,
+                _registered_method=True)
+        self.ReplaceGallery = channel.unary_unary(
+                '/passerby.v1.GalleryService/ReplaceGallery',
+                request_serializer=passerby_dot_v1_dot_gallery__service__pb2.ReplaceGalleryRequest.SerializeToString,
+                response_deserializer=passerby_dot_v1_dot_gallery__service__pb2.ReplaceGalleryResponse.FromString,
+                _registered_method=True)
         self.DeleteGallery = channel.unary_unary(
                 '/passerby.v1.GalleryService/DeleteGallery',
                 request_serializer=passerby_dot_v1_dot_gallery__service__pb2.DeleteGalleryRequest.SerializeToString,
@@ -98,6 +108,24 @@ class GalleryServiceServicer:
 
     def ListGalleries(self, request, context):
         """Lists galleries by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateGallery(self, request, context):
+        """Changes the display name, the kind of index and the false-match rate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceGallery(self, request, context):
+        """Puts a gallery that follows another in its place, in one step: with the
+        identities, labels, times, corrections and retention of the tracklets that
+        have the same ids. The old gallery is kept under another name, and follows
+        the new one. FAILED_PRECONDITION if the replacement lacks tracklets of the
+        old one and `allow_missing` is false.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,6 +186,16 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     servicer.ListGalleries,
                     request_deserializer=passerby_dot_v1_dot_gallery__service__pb2.ListGalleriesRequest.FromString,
                     response_serializer=passerby_dot_v1_dot_gallery__service__pb2.ListGalleriesResponse.SerializeToString,
+            ),
+            'UpdateGallery': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateGallery,
+                    request_deserializer=passerby_dot_v1_dot_gallery__service__pb2.UpdateGalleryRequest.FromString,
+                    response_serializer=passerby_dot_v1_dot_gallery__service__pb2.UpdateGalleryResponse.SerializeToString,
+            ),
+            'ReplaceGallery': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceGallery,
+                    request_deserializer=passerby_dot_v1_dot_gallery__service__pb2.ReplaceGalleryRequest.FromString,
+                    response_serializer=passerby_dot_v1_dot_gallery__service__pb2.ReplaceGalleryResponse.SerializeToString,
             ),
             'DeleteGallery': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteGallery,
@@ -267,6 +305,60 @@ class GalleryService:
             '/passerby.v1.GalleryService/ListGalleries',
             passerby_dot_v1_dot_gallery__service__pb2.ListGalleriesRequest.SerializeToString,
             passerby_dot_v1_dot_gallery__service__pb2.ListGalleriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/passerby.v1.GalleryService/UpdateGallery',
+            passerby_dot_v1_dot_gallery__service__pb2.UpdateGalleryRequest.SerializeToString,
+            passerby_dot_v1_dot_gallery__service__pb2.UpdateGalleryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/passerby.v1.GalleryService/ReplaceGallery',
+            passerby_dot_v1_dot_gallery__service__pb2.ReplaceGalleryRequest.SerializeToString,
+            passerby_dot_v1_dot_gallery__service__pb2.ReplaceGalleryResponse.FromString,
             options,
             channel_credentials,
             insecure,

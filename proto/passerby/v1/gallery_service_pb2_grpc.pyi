@@ -41,6 +41,15 @@ class GalleryServiceStub:
     """Gets a gallery. NOT_FOUND if absent."""
     ListGalleries: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.ListGalleriesRequest, _gallery_service_pb2.ListGalleriesResponse]
     """Lists galleries by name."""
+    UpdateGallery: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.UpdateGalleryRequest, _gallery_service_pb2.UpdateGalleryResponse]
+    """Changes the display name, the kind of index and the false-match rate."""
+    ReplaceGallery: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.ReplaceGalleryRequest, _gallery_service_pb2.ReplaceGalleryResponse]
+    """Puts a gallery that follows another in its place, in one step: with the
+    identities, labels, times, corrections and retention of the tracklets that
+    have the same ids. The old gallery is kept under another name, and follows
+    the new one. FAILED_PRECONDITION if the replacement lacks tracklets of the
+    old one and `allow_missing` is false.
+    """
     DeleteGallery: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.DeleteGalleryRequest, _gallery_service_pb2.DeleteGalleryResponse]
     """Deletes a gallery. FAILED_PRECONDITION if it holds tracklets and `force`
     is false.
@@ -71,6 +80,15 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """Gets a gallery. NOT_FOUND if absent."""
     ListGalleries: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.ListGalleriesRequest, _gallery_service_pb2.ListGalleriesResponse]  # type: ignore[assignment]
     """Lists galleries by name."""
+    UpdateGallery: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.UpdateGalleryRequest, _gallery_service_pb2.UpdateGalleryResponse]  # type: ignore[assignment]
+    """Changes the display name, the kind of index and the false-match rate."""
+    ReplaceGallery: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.ReplaceGalleryRequest, _gallery_service_pb2.ReplaceGalleryResponse]  # type: ignore[assignment]
+    """Puts a gallery that follows another in its place, in one step: with the
+    identities, labels, times, corrections and retention of the tracklets that
+    have the same ids. The old gallery is kept under another name, and follows
+    the new one. FAILED_PRECONDITION if the replacement lacks tracklets of the
+    old one and `allow_missing` is false.
+    """
     DeleteGallery: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.DeleteGalleryRequest, _gallery_service_pb2.DeleteGalleryResponse]  # type: ignore[assignment]
     """Deletes a gallery. FAILED_PRECONDITION if it holds tracklets and `force`
     is false.
@@ -116,6 +134,27 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_service_pb2.ListGalleriesResponse, _abc.Awaitable[_gallery_service_pb2.ListGalleriesResponse]]:
         """Lists galleries by name."""
+
+    @_abc_1.abstractmethod
+    def UpdateGallery(
+        self,
+        request: _gallery_service_pb2.UpdateGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.UpdateGalleryResponse, _abc.Awaitable[_gallery_service_pb2.UpdateGalleryResponse]]:
+        """Changes the display name, the kind of index and the false-match rate."""
+
+    @_abc_1.abstractmethod
+    def ReplaceGallery(
+        self,
+        request: _gallery_service_pb2.ReplaceGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.ReplaceGalleryResponse, _abc.Awaitable[_gallery_service_pb2.ReplaceGalleryResponse]]:
+        """Puts a gallery that follows another in its place, in one step: with the
+        identities, labels, times, corrections and retention of the tracklets that
+        have the same ids. The old gallery is kept under another name, and follows
+        the new one. FAILED_PRECONDITION if the replacement lacks tracklets of the
+        old one and `allow_missing` is false.
+        """
 
     @_abc_1.abstractmethod
     def DeleteGallery(

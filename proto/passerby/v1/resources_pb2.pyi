@@ -56,6 +56,9 @@ class Gallery(_message.Message):
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
     DESCRIPTOR_DIM_FIELD_NUMBER: _builtins.int
+    INDEX_KIND_FIELD_NUMBER: _builtins.int
+    FALSE_MATCH_RATE_FIELD_NUMBER: _builtins.int
+    FOLLOWS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `galleries/{gallery}`."""
     display_name: _builtins.str
@@ -69,6 +72,19 @@ class Gallery(_message.Message):
     """Output only. Metric in which the gallery's distances are measured."""
     descriptor_dim: _builtins.int
     """Output only. Values in a stored descriptor."""
+    index_kind: _builtins.str
+    """Kind of index: `auto`, `exact`, `fp16`, `int8` or a FAISS factory string.
+    Empty for the server's setting.
+    """
+    false_match_rate: _builtins.float
+    """False-match rate of decisions, in (0, 1), where a search names none. 0 for
+    the server's.
+    """
+    follows: _builtins.str
+    """The gallery whose place this one is to take, or took before:
+    `galleries/{gallery}`, empty for none. Whatever is erased from that one is
+    erased from this one, too. Set when it is created, and by ReplaceGallery.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the gallery was created."""
@@ -82,10 +98,13 @@ class Gallery(_message.Message):
         model_fingerprint: _builtins.str = ...,
         metric: Global___Metric.ValueType = ...,
         descriptor_dim: _builtins.int = ...,
+        index_kind: _builtins.str = ...,
+        false_match_rate: _builtins.float = ...,
+        follows: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "descriptor_dim", b"descriptor_dim", "display_name", b"display_name", "metric", b"metric", "model_fingerprint", b"model_fingerprint", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "descriptor_dim", b"descriptor_dim", "display_name", b"display_name", "false_match_rate", b"false_match_rate", "follows", b"follows", "index_kind", b"index_kind", "metric", b"metric", "model_fingerprint", b"model_fingerprint", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

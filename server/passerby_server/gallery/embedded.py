@@ -17,26 +17,23 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from passerby.errors import AlreadyExistsError, FailedPreconditionError, InternalError
-from passerby.names import check_gallery_id, gallery_name, tracklet_name
+from passerby.errors import AlreadyExistsError, InternalError
+from passerby.names import tracklet_name
 
 from passerby_server.gallery import kinds, ledger, paging, rows, search, validate
+from passerby_server.gallery.catalogue import Cataloguing
 from passerby_server.gallery.corrections import Correcting
-from passerby_server.gallery.erasure import Erasing
 from passerby_server.gallery.home import REWRITE_DELAY, record_of
 from passerby_server.gallery.index import search_pool
 from passerby_server.gallery.ledger import Outcome, Request
 from passerby_server.gallery.live import LiveIndex
-from passerby_server.gallery.maintenance import Maintaining
+from passerby_server.gallery.replacing import Replacing
 from passerby_server.gallery.rows import GalleryRow
 from passerby_server.gallery.store import Store, keep_temporary_files
 from passerby_server.gallery.types import (
     AuditEntry,
     Galleries,
-    GalleryRecord,
-    GalleryStats,
     Hit,
-    ModelSpace,
     NewTracklet,
     Page,
     SearchQuery,
@@ -81,7 +78,7 @@ class _Ingested:
     vector: NDArray[np.float32] | None
 
 
-class EmbeddedGalleries(Erasing, Correcting, Maintaining):
+class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
     """`Galleries` in one folder; see `open_galleries`."""
 
     def __init__(
@@ -106,93 +103,12 @@ class EmbeddedGalleries(Erasing, Correcting, Maintaining):
             with self._store.read() as connection:
                 secrets = dict(connection.execute("SELECT name, value FROM secrets").fetchall())
                 self._page_key, self._audit_key = secrets["page_token"], secrets["audit"]
-                for row in connection.execute("SELECT * FROM galleries ORDER BY gallery_key").fetchall():
-                    self._start(rows.gallery_from_row(row)).load(connection)
+                for row in rows.find_galleries(connection):
+                    self._start(row).load(connection)
             self._start_maintenance(in_background=maintained)
             undo.pop_all()
 
-    # Galleries
-
-    def create_gallery(
-        self, gallery_id: str, display_name: str, space: ModelSpace, request_id: str = ""
-    ) -> GalleryRecord:
-        check_gallery_id(gallery_id)
-        validate.check_space(space)
-        digest = ledger.digest_of(display_name, space.fingerprint, space.descriptor_dim, space.metric)
-        request = Request(gallery_id, request_id, "CreateGallery", digest)
-
-        def change(connection: sqlite3.Connection) -> GalleryRow:
-            if ledger.find(connection, request) is not None:
-                return rows.get_gallery(connection, gallery_id)
-            if rows.find_gallery(connection, gallery_id) is not None:
-                raise AlreadyExistsError(f"{gallery_name(gallery_id)} exists already", reason="GALLERY_EXISTS")
-            connection.execute(
-                "INSERT INTO galleries (gallery_id, display_name, fingerprint, descriptor_dim, metric, create_time) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (gallery_id, display_name, space.fingerprint, space.descriptor_dim, space.metric, rows.now()),
-            )
-            ledger.remember(connection, request, Outcome())
-            ledger.record(connection, "CreateGallery", gallery_id, fingerprint=space.fingerprint)
-            return rows.get_gallery(connection, gallery_id)
-
-        return self._store.write(change, self._publish_gallery).record
-
-    def get_gallery(self, gallery_id: str) -> GalleryRecord:
-        with self._store.read() as connection:
-            return rows.get_gallery(connection, gallery_id).record
-
-    def list_galleries(self, page_size: int, page_token: str = "") -> Page[GalleryRecord]:
-        limit, bound_to = paging.page_limit(page_size), paging.listing("ListGalleries")
-        after = paging.read_token(self._page_key, bound_to, page_token) if page_token else ""
-        with self._store.read() as connection:
-            found = connection.execute(
-                "SELECT * FROM galleries WHERE gallery_id > ? ORDER BY gallery_id LIMIT ?", (after, limit + 1)
-            ).fetchall()
-        items = tuple(rows.gallery_from_row(row).record for row in found[:limit])
-        more = len(found) > limit
-        return Page(items, paging.make_token(self._page_key, bound_to, items[-1].gallery_id) if more else "")
-
-    def delete_gallery(self, gallery_id: str, *, force: bool, request_id: str = "") -> int:
-        request = Request(gallery_id, request_id, "DeleteGallery", ledger.digest_of(force))
-
-        def change(connection: sqlite3.Connection) -> tuple[int, int | None]:
-            done = ledger.find(connection, request)
-            if done is not None:
-                return done.deleted_count, None
-            gallery = rows.get_gallery(connection, gallery_id)
-            (count,) = connection.execute(
-                "SELECT count(*) FROM tracklets WHERE gallery_key = ?", (gallery.key,)
-            ).fetchone()
-            if count and not force:
-                raise FailedPreconditionError(
-                    f"{gallery_name(gallery_id)} holds {count} tracklets: delete it with force, or them first",
-                    reason="GALLERY_NOT_EMPTY",
-                )
-            connection.execute("DELETE FROM requests WHERE gallery_id = ?", (gallery_id,))
-            connection.execute("DELETE FROM galleries WHERE gallery_key = ?", (gallery.key,))
-            ledger.forget_gallery(connection, self._audit_key, gallery_id)
-            self._mark_due(connection)
-            ledger.remember(connection, request, Outcome(deleted_count=count))
-            ledger.record(connection, "DeleteGallery", gallery_id, tracklets=count)
-            return count, gallery.key
-
-        def publish(deleted: tuple[int, int | None]) -> None:
-            if deleted[1] is not None and (live := self._live.pop(deleted[1], None)):
-                live.erased()
-
-        count, _ = self._store.write(change, publish, scrub=True)
-        return count
-
-    def stats(self, gallery_id: str) -> GalleryStats:
-        with self._store.read() as connection:
-            gallery = rows.get_gallery(connection, gallery_id)
-            tracklets, identities, cameras, frames = connection.execute(
-                "SELECT count(*), count(DISTINCT nullif(identity_id, '')), count(DISTINCT camera_id), "
-                "coalesce(sum(frame_count), 0) FROM tracklets WHERE gallery_key = ?",
-                (gallery.key,),
-            ).fetchone()
-        live = self._live.get(gallery.key)
-        return GalleryStats(tracklets, identities, cameras, frames, live.index.size_bytes() if live else 0)
+    # Audit
 
     def list_audit(
         self, gallery_id: str, tracklet_id: str, identity_id: str, page_size: int, page_token: str = ""
@@ -232,6 +148,7 @@ class EmbeddedGalleries(Erasing, Correcting, Maintaining):
                 return _Ingested(record_of(connection, gallery, vector_id), gallery.key, vector_id, None)
             validate.check_model(gallery_id, gallery.record.space, fingerprint, vector)
             tracklet_id = tracklet.tracklet_id or uuid.uuid4().hex
+            self._check_not_erased(connection, gallery, tracklet_id)
             vector_id = _insert(connection, gallery, tracklet_id, tracklet)
             rows.put_descriptor(connection, vector_id, vector)
             if thumbnail:
@@ -317,12 +234,6 @@ class EmbeddedGalleries(Erasing, Correcting, Maintaining):
         with self._store.read() as connection:
             gallery = rows.get_gallery(connection, gallery_id)
             return get(connection, gallery, rows.get_vector_id(connection, gallery, tracklet_id))
-
-    def _start(self, gallery: GalleryRow) -> LiveIndex:
-        return self._live.setdefault(gallery.key, self._new_live(gallery))
-
-    def _publish_gallery(self, gallery: GalleryRow) -> None:
-        self._start(gallery)
 
     def _publish_tracklet(self, ingested: _Ingested) -> None:
         if ingested.vector is not None:

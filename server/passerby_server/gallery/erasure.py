@@ -66,10 +66,13 @@ class Erasing(Home):
             raise InvalidArgumentError.of("identity_id", "is required: it names whom to erase")
         if not force:
             with self._store.read() as connection:
-                found = [
-                    _of_identity(connection, gallery, identity_id) for gallery in _galleries(connection, gallery_id)
-                ]
-            return Erasure(sum(map(len, found)), None)
+                found = {
+                    vector_id
+                    for gallery in _galleries(connection, gallery_id)
+                    for _, twins in _with_twins(connection, gallery, _of_identity(connection, gallery, identity_id))
+                    for vector_id, _ in twins
+                }
+            return Erasure(len(found), None)
         request = self._request(gallery_id, request_id, "EraseIdentity", identity_id)
 
         def change(connection: sqlite3.Connection) -> _Erased:
@@ -129,7 +132,7 @@ class Erasing(Home):
         if ahead:
             self._store.write(_correct_the_future)
         with self._store.read() as connection:
-            galleries = [rows.gallery_from_row(row) for row in connection.execute("SELECT * FROM galleries")]
+            galleries = rows.find_galleries(connection)
             limits = [(gallery, rule) for gallery in galleries for rule in _rules(connection, gallery)]
         count = 0
         for gallery, rule in limits:
@@ -174,28 +177,31 @@ class Erasing(Home):
     def _forget_identity(self, connection: sqlite3.Connection, gallery: GalleryRow, identity_id: str) -> _Erased:
         gallery_id = gallery.record.gallery_id
         erased = self._forget(connection, gallery, _of_identity(connection, gallery, identity_id))
-        ledger.forget_identity(connection, self._audit_key, gallery_id, identity_id)
-        connection.execute(
-            "DELETE FROM change_items WHERE (before = ? OR after = ?) AND change_id IN "
-            "(SELECT change_id FROM changes WHERE gallery_key = ?)",
-            (identity_id, identity_id, gallery.key),
-        )
+        for one in (gallery, *rows.find_galleries(connection, "follows = ?", gallery.key)):
+            ledger.forget_identity(connection, self._audit_key, one.record.gallery_id, identity_id)
+            connection.execute(
+                "DELETE FROM change_items WHERE (before = ? OR after = ?) AND change_id IN "
+                "(SELECT change_id FROM changes WHERE gallery_key = ?)",
+                (identity_id, identity_id, one.key),
+            )
         subject = ledger.pseudonym(self._audit_key, "identity", "", identity_id)
         ledger.record(connection, "EraseIdentity", gallery_id, identity=subject, tracklets=erased.count)
         self._mark_due(connection)  # also without a tracklet: it was named in the audit, perhaps
         return erased
 
     def _forget(self, connection: sqlite3.Connection, gallery: GalleryRow, found: Sequence[tuple[int, str]]) -> _Erased:
-        """Deletes tracklets, (vector id, tracklet id) each, with all that hangs on them."""
-        gallery_id = gallery.record.gallery_id
-        connection.executemany("DELETE FROM tracklets WHERE vector_id = ?", [(vector_id,) for vector_id, _ in found])
-        ledger.forget_tracklets(connection, self._audit_key, gallery_id, [name for _, name in found])
+        """Deletes tracklets, (vector id, tracklet id) each, with all that hangs on them, and their twins in followers."""
         self._mark_due(connection)
-        return _Erased(
-            tuple((gallery.key, vector_id) for vector_id, _ in found),
-            tuple(tracklet_name(gallery_id, name) for _, name in found),
-            len(found),
-        )
+        ids: list[tuple[int, int]] = []
+        names: list[str] = []
+        for one, twins in _with_twins(connection, gallery, found):
+            gallery_id = one.record.gallery_id
+            deleted = [(vector_id,) for vector_id, _ in twins]
+            connection.executemany("DELETE FROM tracklets WHERE vector_id = ?", deleted)
+            ledger.forget_tracklets(connection, self._audit_key, gallery_id, [name for _, name in twins])
+            ids += [(one.key, vector_id) for vector_id, _ in twins]
+            names += [tracklet_name(gallery_id, name) for _, name in twins]
+        return _Erased(tuple(ids), tuple(names), len(ids))
 
     def _mark_due(self, connection: sqlite3.Connection) -> None:
         due = rows.now() + self._rewrite_delay // rows.MICROSECOND
@@ -209,16 +215,24 @@ class Erasing(Home):
         return [*(path.name for path in self._store.files), *paths]
 
     def _receipt(self, erased: _Erased, subject: str, rewritten: Iterable[str]) -> Receipt:
+        return self._receipt_of(erased.names, subject, rewritten)
+
+    def _receipt_of(
+        self, names: Sequence[str], subject: str, rewritten: Iterable[str], copies: Iterable[str] = ()
+    ) -> Receipt:
         with self._store.read() as connection:
             due = connection.execute("SELECT value FROM upkeep WHERE name = 'rewrite_due'").fetchone()
             backups = connection.execute("SELECT time, location FROM backups ORDER BY time").fetchall()
         return Receipt(
             erase_time=datetime.now(UTC),
-            tracklet_names=erased.names,
+            tracklet_names=tuple(names),
             rewritten_files=tuple(sorted(rewritten)),
-            unreachable_copies=tuple(
-                f"backup of {rows.from_microseconds(time):%Y-%m-%d %H:%M:%S} UTC in {location}"
-                for time, location in backups
+            unreachable_copies=(
+                *copies,
+                *(
+                    f"backup of {rows.from_microseconds(time):%Y-%m-%d %H:%M:%S} UTC in {location}"
+                    for time, location in backups
+                ),
             ),
             subject_digest=subject,
             rewrite_due_time=None if due is None else rows.from_microseconds(due[0]),
@@ -228,7 +242,7 @@ class Erasing(Home):
 def _galleries(connection: sqlite3.Connection, gallery_id: str) -> list[GalleryRow]:
     if gallery_id != ALL_GALLERIES:
         return [rows.get_gallery(connection, gallery_id)]
-    return [rows.gallery_from_row(row) for row in connection.execute("SELECT * FROM galleries").fetchall()]
+    return rows.find_galleries(connection)
 
 
 def _of_identity(connection: sqlite3.Connection, gallery: GalleryRow, identity_id: str) -> list[tuple[int, str]]:
@@ -236,6 +250,17 @@ def _of_identity(connection: sqlite3.Connection, gallery: GalleryRow, identity_i
         "SELECT vector_id, tracklet_id FROM tracklets WHERE gallery_key = ? AND identity_id = ?",
         (gallery.key, identity_id),
     ).fetchall()
+
+
+def _with_twins(
+    connection: sqlite3.Connection, gallery: GalleryRow, found: Sequence[tuple[int, str]]
+) -> list[tuple[GalleryRow, list[tuple[int, str]]]]:
+    """Tracklets, (vector id, tracklet id) each, by gallery: those `found`, and of the same ids in galleries that follow."""
+    parts = [(gallery, list(found))]
+    for follower in rows.find_galleries(connection, "follows = ?", gallery.key):
+        twins = [(rows.find_vector_id(connection, follower, name), name) for _, name in found]
+        parts.append((follower, [(vector_id, name) for vector_id, name in twins if vector_id is not None]))
+    return parts
 
 
 def _rules(connection: sqlite3.Connection, gallery: GalleryRow) -> list[RetentionRule]:

@@ -60,6 +60,11 @@ class LiveIndex:
         self.kind = EXACT
         self.stale = False
 
+    def want(self, kind: IndexKind | None) -> None:
+        """Asks for another kind (None: by size), which the next `improve` builds."""
+        self._wanted = kind
+        self._impossible = None
+
     def add(self, vector_id: int, descriptor: NDArray[np.float32]) -> None:
         """Follows a committed ingest. Never raises."""
         if self.stale:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import faiss
 from passerby.errors import UnavailableError
 
-from passerby_server.gallery import rows
+from passerby_server.gallery import kinds, rows
 from passerby_server.gallery.descriptors import StoppedError
 from passerby_server.gallery.home import Home
 from passerby_server.gallery.kinds import IndexKind
@@ -82,9 +82,16 @@ class Maintaining(Home):
                 live.save(self._store, self._stop)
                 live.audit.run(self._store.read, self._stop)
 
-    def _new_live(self, gallery: rows.GalleryRow) -> LiveIndex:
+    def _start(self, gallery: rows.GalleryRow) -> LiveIndex:
+        """The index of a gallery, empty when it is new."""
         shelf = Shelf(self._store.path.parent, gallery.key, self._snapshot_key)
-        return LiveIndex(gallery.key, gallery.record.space, self._pool, self._index_kind, shelf)
+        live = LiveIndex(gallery.key, gallery.record.space, self._pool, self._kind_of(gallery), shelf)
+        return self._live.setdefault(gallery.key, live)
+
+    def _kind_of(self, gallery: rows.GalleryRow) -> IndexKind | None:
+        """The kind that is wanted for a gallery; None: by its size."""
+        own = gallery.record.options.index_kind
+        return kinds.parse(own) if own else self._index_kind
 
     def _prepare_snapshots(self) -> None:
         """Makes the key of the snapshots, if absent, and deletes those of galleries that are gone."""

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from passerby.errors import DataLossError, NotFoundError
 from passerby.names import gallery_name, tracklet_name
 
-from passerby_server.gallery.types import GalleryRecord, ModelSpace, TrackletFilter, TrackletRecord, TravelWindow
+from passerby_server.gallery.types import (
+    GalleryOptions,
+    GalleryRecord,
+    ModelSpace,
+    TrackletFilter,
+    TrackletRecord,
+    TravelWindow,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +32,13 @@ MICROSECOND = timedelta(microseconds=1)
 MAX_VARIABLES = 500
 """Values bound to one statement at most; SQLite's own limit is 32,766."""
 _COLUMNS = "vector_id, tracklet_id, camera_id, start_time, end_time, identity_id, frame_count, create_time"
+
+
+_GALLERIES = (
+    "SELECT gallery_key, gallery_id, display_name, fingerprint, descriptor_dim, metric, create_time, index_kind, "
+    "false_match_rate, (SELECT gallery_id FROM galleries AS other WHERE other.gallery_key = galleries.follows) "
+    "FROM galleries"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +65,14 @@ def now() -> int:
 
 
 def find_gallery(connection: sqlite3.Connection, gallery_id: str) -> GalleryRow | None:
-    row = connection.execute("SELECT * FROM galleries WHERE gallery_id = ?", (gallery_id,)).fetchone()
-    return None if row is None else gallery_from_row(row)
+    found = find_galleries(connection, "gallery_id = ?", gallery_id)
+    return found[0] if found else None
+
+
+def find_galleries(connection: sqlite3.Connection, where: str = "TRUE", *values: str | int) -> list[GalleryRow]:
+    """The galleries that an SQL condition picks, by name."""
+    statement = f"{_GALLERIES} WHERE {where} ORDER BY gallery_id"
+    return [_gallery(row) for row in connection.execute(statement, values)]
 
 
 def get_gallery(connection: sqlite3.Connection, gallery_id: str) -> GalleryRow:
@@ -63,10 +83,11 @@ def get_gallery(connection: sqlite3.Connection, gallery_id: str) -> GalleryRow:
     return found
 
 
-def gallery_from_row(row: Sequence[Any]) -> GalleryRow:
-    key, gallery_id, display_name, fingerprint, dimension, metric, create_time = row
+def _gallery(row: Sequence[Any]) -> GalleryRow:
+    key, gallery_id, display_name, fingerprint, dimension, metric, create_time, index_kind, rate, follows = row
+    options = GalleryOptions(index_kind, rate, follows or "")
     space = ModelSpace(fingerprint, dimension, metric)
-    return GalleryRow(key, GalleryRecord(gallery_id, display_name, space, from_microseconds(create_time)))
+    return GalleryRow(key, GalleryRecord(gallery_id, display_name, space, from_microseconds(create_time), options))
 
 
 def find_vector_id(connection: sqlite3.Connection, gallery: GalleryRow, tracklet_id: str) -> int | None:

@@ -134,7 +134,18 @@ _V2 = (
     "WHERE action IN ('DeleteTracklet', 'DeleteGallery') HAVING count(*) > 0",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2)
+_V3 = (
+    "ALTER TABLE galleries ADD COLUMN index_kind TEXT NOT NULL DEFAULT ''",  # empty: the server's setting
+    # Of decisions, where a search names none.
+    "ALTER TABLE galleries ADD COLUMN false_match_rate REAL CHECK (false_match_rate > 0 AND false_match_rate < 1)",
+    # The gallery whose erasures reach this one, too: it is to take its place, or was there before.
+    "ALTER TABLE galleries ADD COLUMN follows INTEGER REFERENCES galleries ON DELETE SET NULL",
+    "CREATE INDEX galleries_by_followed ON galleries (follows)",
+    # Listing in storing order, without sorting all of the gallery for every page.
+    "CREATE INDEX tracklets_in_order ON tracklets (gallery_key)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3)
 """Statements of each migration; the schema version is how many were applied."""
 
 

@@ -27,6 +27,23 @@ class ModelSpace:
 
 
 @dataclass(frozen=True, slots=True)
+class GalleryOptions:
+    """What an operator chooses for a gallery.
+
+    `index_kind` (see `kinds`) is empty for the server's; `false_match_rate` in (0, 1) is that of decisions where a
+    search names none. A gallery that `follows` another (its id) is to take its place, or was there before: whatever
+    is erased from the other is erased from it, too.
+    """
+
+    index_kind: str = ""
+    false_match_rate: float | None = None
+    follows: str = ""
+
+
+NO_OPTIONS = GalleryOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class GalleryRecord:
     """A stored gallery."""
 
@@ -34,6 +51,7 @@ class GalleryRecord:
     display_name: str
     space: ModelSpace
     create_time: datetime
+    options: GalleryOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +152,22 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class GalleryStats:
-    """Counts over a gallery. `index_size_bytes` is what the index holds in memory."""
+    """Counts over a gallery, and its index.
+
+    `index_size_bytes` is what the index holds in memory, `index_kind` the kind that answers now, `index_lag` how many
+    stored tracklets it lacks: none, unless it has failed and is to be rebuilt. `recall` in [0, 1] is what the audit
+    found since the index was built, over `audited_queries` searches; None before the first, and for an exact index.
+    """
 
     tracklet_count: int
     identity_count: int
     camera_count: int
     frame_count: int
     index_size_bytes: int
+    index_kind: str = "exact"
+    index_lag: int = 0
+    audited_queries: int = 0
+    recall: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +207,15 @@ class Erasure:
 
     tracklet_count: int
     receipt: Receipt | None
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A gallery that took another's place, the one that was there before, and how many tracklets of that it lacks."""
+
+    gallery: GalleryRecord
+    retired: GalleryRecord
+    missing_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,15 +266,41 @@ class Galleries(Protocol):
     """
 
     def create_gallery(
-        self, gallery_id: str, display_name: str, space: ModelSpace, request_id: str = ""
+        self,
+        gallery_id: str,
+        display_name: str,
+        space: ModelSpace,
+        request_id: str = "",
+        options: GalleryOptions = NO_OPTIONS,
     ) -> GalleryRecord: ...
+
+    def update_gallery(
+        self,
+        gallery_id: str,
+        *,
+        display_name: str | None = None,
+        index_kind: str | None = None,
+        false_match_rate: float | None = None,
+    ) -> GalleryRecord:
+        """Changes what is not None; a rate of 0 takes the rate away."""
+        ...
+
+    def replace_gallery(
+        self, gallery_id: str, replacement_id: str, retired_id: str, *, allow_missing: bool, request_id: str = ""
+    ) -> Replacement:
+        """Puts a gallery that follows another in its place, with what people said of its tracklets; see `replacing`."""
+        ...
 
     def get_gallery(self, gallery_id: str) -> GalleryRecord: ...
 
-    def list_galleries(self, page_size: int, page_token: str = "") -> Page[GalleryRecord]: ...
+    def list_galleries(
+        self, page_size: int, page_token: str = "", *, only: frozenset[str] | None = None
+    ) -> Page[GalleryRecord]:
+        """A page of the galleries by name; of those in `only` (ids), None for all."""
+        ...
 
-    def delete_gallery(self, gallery_id: str, *, force: bool, request_id: str = "") -> int:
-        """Deletes a gallery; the number of tracklets deleted with it. Not empty without `force`: FailedPreconditionError."""
+    def delete_gallery(self, gallery_id: str, *, force: bool, request_id: str = "") -> Erasure:
+        """Erases a gallery, and how many tracklets with it. Not empty without `force`: FailedPreconditionError."""
         ...
 
     def stats(self, gallery_id: str) -> GalleryStats: ...

@@ -7,8 +7,10 @@ from passerby.v1 import gallery_service_pb2 as v1
 from passerby.v1 import gallery_service_pb2_grpc as v1_grpc
 
 from passerby_server import convert, messages
+from passerby_server.gallery.types import NO_OPTIONS
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Runtime
+from passerby_server.security import permit
 
 
 class GalleryService(v1_grpc.GalleryServiceServicer):
@@ -24,13 +26,17 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
         problems.catch(names.check_gallery_id, request.gallery_id)
         problems.catch(convert.display_name, request.gallery)
         problems.catch(convert.check_request_id, request.request_id)
+        options = problems.catch(convert.gallery_options, request.gallery)
         problems.check()
+        if options and options.follows:
+            permit.current().check_gallery(options.follows)
         record = await self._runtime.writing(
             loaded.galleries.create_gallery,
             request.gallery_id,
             request.gallery.display_name,
             loaded.space,
             request.request_id,
+            options or NO_OPTIONS,
         )
         return v1.CreateGalleryResponse(gallery=messages.gallery_message(record))
 
@@ -45,9 +51,44 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
         self, request: v1.ListGalleriesRequest, context: Context
     ) -> v1.ListGalleriesResponse:
         size = convert.page_size(request.page_size, self._runtime.config.limits)
-        page = await self._runtime.reading(self._runtime.loaded.galleries.list_galleries, size, request.page_token)
+        page = await self._runtime.reading(
+            self._runtime.loaded.galleries.list_galleries, size, request.page_token, only=permit.current().galleries
+        )
         return v1.ListGalleriesResponse(
             galleries=[messages.gallery_message(record) for record in page.items], next_page_token=page.next_page_token
+        )
+
+    async def UpdateGallery(  # noqa: N802
+        self, request: v1.UpdateGalleryRequest, context: Context
+    ) -> v1.UpdateGalleryResponse:
+        gallery_id = names.parse_gallery_name(request.gallery.name, field="gallery.name")
+        changes = convert.gallery_changes(request)
+        record = await self._runtime.writing(self._runtime.loaded.galleries.update_gallery, gallery_id, **changes)
+        return v1.UpdateGalleryResponse(gallery=messages.gallery_message(record))
+
+    async def ReplaceGallery(  # noqa: N802
+        self, request: v1.ReplaceGalleryRequest, context: Context
+    ) -> v1.ReplaceGalleryResponse:
+        problems = convert.Problems()
+        gallery_id = problems.catch(names.parse_gallery_name, request.name) or ""
+        replacement = problems.catch(names.parse_gallery_name, request.replacement, field="replacement") or ""
+        problems.catch(names.check_gallery_id, request.retired_gallery_id, field="retired_gallery_id")
+        problems.catch(convert.check_request_id, request.request_id)
+        problems.check()
+        for other in (replacement, request.retired_gallery_id):
+            permit.current().check_gallery(other)
+        done = await self._runtime.writing(
+            self._runtime.loaded.galleries.replace_gallery,
+            gallery_id,
+            replacement,
+            request.retired_gallery_id,
+            allow_missing=request.allow_missing,
+            request_id=request.request_id,
+        )
+        return v1.ReplaceGalleryResponse(
+            gallery=messages.gallery_message(done.gallery),
+            retired=messages.gallery_message(done.retired),
+            missing_tracklet_count=done.missing_count,
         )
 
     async def DeleteGallery(  # noqa: N802
@@ -55,13 +96,14 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
     ) -> v1.DeleteGalleryResponse:
         gallery_id = names.parse_gallery_name(request.name)
         convert.check_request_id(request.request_id)
-        count = await self._runtime.writing(
+        erasure = await self._runtime.writing(
             self._runtime.loaded.galleries.delete_gallery,
             gallery_id,
             force=request.force,
             request_id=request.request_id,
         )
-        return v1.DeleteGalleryResponse(deleted_tracklet_count=count)
+        receipt = messages.receipt_message(erasure.receipt) if erasure.receipt else None
+        return v1.DeleteGalleryResponse(deleted_tracklet_count=erasure.tracklet_count, receipt=receipt)
 
     async def GetGalleryStats(  # noqa: N802
         self, request: v1.GetGalleryStatsRequest, context: Context

@@ -222,8 +222,8 @@ def test_every_write_can_be_repeated(gallery):
     assert gallery.assign_identity("g", "t", "p", "r1")[0].identity_id == "q"  # not applied a second time
     gallery.delete_tracklet("g", "t", "r2")
     gallery.delete_tracklet("g", "t", "r2")
-    assert gallery.delete_gallery("g", force=True, request_id="r3") == 1
-    assert gallery.delete_gallery("g", force=True, request_id="r3") == 1
+    assert gallery.delete_gallery("g", force=True, request_id="r3").tracklet_count == 1
+    assert gallery.delete_gallery("g", force=True, request_id="r3").tracklet_count == 1
 
 
 def test_new_gallery_of_an_old_name_remembers_no_requests(gallery):
@@ -253,12 +253,12 @@ def test_gallery_with_tracklets_is_deleted_only_by_force(gallery, home):
     with pytest.raises(FailedPreconditionError) as caught:
         gallery.delete_gallery("g", force=False)
     assert reason(caught) == "GALLERY_NOT_EMPTY"
-    assert gallery.delete_gallery("g", force=True) == 1
+    assert gallery.delete_gallery("g", force=True).tracklet_count == 1
     for opened in home.now_and_reopened():
         with pytest.raises(NotFoundError):
             opened.search("g", ask([1, 0, 0, 0]))
     home.galleries.create_gallery("g", "", SPACE)
-    assert home.galleries.delete_gallery("g", force=False) == 0
+    assert home.galleries.delete_gallery("g", force=False).tracklet_count == 0
 
 
 def test_assigned_identity_counts_at_once(gallery, home):

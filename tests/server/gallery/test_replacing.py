@@ -1,0 +1,240 @@
+"""A gallery of a new model takes the old one's place: with what people said, without whom was erased, and back again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from passerby.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from passerby_server.gallery.embedded import EmbeddedGalleries, open_galleries
+from passerby_server.gallery.types import GalleryOptions, ModelSpace, RetentionRule, TrackletFilter
+
+from tests.server.gallery.filling import SPACE, ask, at, ids, put, reason
+
+NEW = ModelSpace("sha256:two", 2, "cosine")
+
+
+def put_new(galleries, name, vector, **said):
+    return put(galleries, name, vector, gallery_id="g-next", fingerprint=NEW.fingerprint, **said)
+
+
+@pytest.fixture
+def both(tmp_path):
+    """`g` with four tracklets, corrected, and `g-next` of another model that follows it and has them too."""
+    galleries = open_galleries(tmp_path / "data")
+    galleries.create_gallery("g", "Station", SPACE, options=GalleryOptions("int8", 0.01))
+    for number in range(4):
+        said = {"start_time": at(number), "end_time": at(number + 1), "labels": {"gate": str(number)}}
+        put(galleries, f"t{number}", [number, 0, 0, 0], thumbnail=b"old", request_id=f"r{number}", **said)
+    galleries.assign_identity("g", "t0", "ann")
+    galleries.merge_identities("g", "robert", ["ann"])
+    galleries.set_retention("g", [RetentionRule("c1", timedelta(days=36500))])
+    galleries.create_gallery("g-next", "", NEW, options=GalleryOptions(follows="g"))
+    for number in range(4):
+        put_new(galleries, f"t{number}", [1, number], identity_id="folder")
+    yield galleries
+    galleries.close()
+
+
+def replace(galleries, **options):
+    return galleries.replace_gallery("g", "g-next", "g-before", **({"allow_missing": False} | options))
+
+
+def test_what_people_said_goes_along_and_the_new_model_answers(both):
+    done = replace(both)
+    assert (done.gallery.gallery_id, done.gallery.space, done.gallery.display_name) == ("g", NEW, "Station")
+    assert (done.retired.gallery_id, done.retired.space, done.retired.options.follows) == ("g-before", SPACE, "g")
+    assert done.gallery.options == GalleryOptions("int8", 0.01)
+    assert done.missing_count == 0
+    found = {item.tracklet_id: item for item in both.list_tracklets("g", TrackletFilter(), 10).items}
+    assert [found[f"t{n}"].identity_id for n in range(4)] == ["robert", "", "", ""]
+    assert (found["t2"].labels, found["t2"].start_time, found["t2"].camera_id) == ({"gate": "2"}, at(2), "c1")
+    assert both.get_thumbnail("g", "t1") == b"old"
+    assert both.get_retention("g") == both.get_retention("g-before") == (RetentionRule("c1", timedelta(days=36500)),)
+    assert ids(both.search("g", ask([1, 3], 1, fingerprint=NEW.fingerprint))) == ["t3"]
+    assert ids(both.search("g-before", ask([2, 0, 0, 0], 1))) == ["t2"]
+    with pytest.raises(FailedPreconditionError) as caught:
+        both.search("g", ask([2, 0, 0, 0], 1))
+    assert reason(caught) == "MODEL_MISMATCH"
+    with pytest.raises(NotFoundError):
+        both.get_gallery("g-next")
+
+
+def test_corrections_from_before_can_be_undone_after(both):
+    change = both.merge_identities("g", "eve", ["robert"]).change_id
+    replace(both)
+    assert both.undo_identity_change("g", change).tracklet_count == 1
+    assert both.get_tracklet("g", "t0").identity_id == "robert"
+    assert both.get_tracklet("g-before", "t0").identity_id == "eve"  # as it was when it was retired
+
+
+def test_it_is_all_there_after_a_restart_and_can_be_put_back(both, tmp_path):
+    replace(both)
+    put(both, "later", [1, 9], fingerprint=NEW.fingerprint)
+    both.assign_identity("g", "t1", "zoe")
+    both.close()
+    again = open_galleries(tmp_path / "data")
+    with pytest.raises(FailedPreconditionError) as caught:
+        again.replace_gallery("g", "g-before", "g-next", allow_missing=False)
+    assert reason(caught) == "TRACKLETS_MISSING"
+    assert again.replace_gallery("g", "g-before", "g-next", allow_missing=True).missing_count == 1
+    assert again.get_gallery("g").space == SPACE
+    assert ids(again.search("g", ask([1, 0, 0, 0], 1))) == ["t1"]
+    assert again.get_tracklet("g", "t1").identity_id == "zoe"
+    assert [item.tracklet_id for item in again.list_tracklets("g-next", TrackletFilter(), 9).items][-1] == "later"
+    again.close()
+
+
+def test_retries_from_before_find_their_tracklet(both):
+    again = {"start_time": at(2), "end_time": at(3), "labels": {"gate": "2"}, "thumbnail": b"old", "request_id": "r2"}
+    before = put(both, "t2", [2, 0, 0, 0], **again)
+    request = {"request_id": "11111111-2222-4333-8444-555555555555"}
+    first = replace(both, **request)
+    assert put(both, "t2", [2, 0, 0, 0], **again) == before
+    assert replace(both, **request) == first
+
+
+@pytest.mark.parametrize("how", ["tracklet", "identity", "everywhere", "retention"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_is_erased_is_erased_from_both(both, how, when):
+    if when == "after":
+        replace(both)
+    other = "g-next" if when == "before" else "g-before"
+    if how == "tracklet":
+        receipt = both.delete_tracklet("g", "t0")
+    elif how == "retention":
+        receipt = None
+        both.set_retention("g", [RetentionRule("c1", timedelta(days=1))])
+        assert both.apply_retention() >= 4
+    else:
+        everywhere = "-" if how == "everywhere" else "g"
+        assert both.erase_identity(everywhere, "robert", force=False).tracklet_count == 2
+        erasure = both.erase_identity(everywhere, "robert", force=True)
+        receipt = erasure.receipt
+        assert erasure.tracklet_count == 2
+    if receipt is not None:
+        assert set(receipt.tracklet_names) == {"galleries/g/tracklets/t0", f"galleries/{other}/tracklets/t0"}
+    for name in ("g", other):
+        with pytest.raises(NotFoundError):
+            both.get_tracklet(name, "t0")
+    text = str([entry for name in ("g", other) for entry in both.list_audit(name, "", "", 1000).items])
+    assert "'t0'" not in text
+    assert how not in ("identity", "everywhere") or "robert" not in text
+    if when == "before":
+        with pytest.raises(FailedPreconditionError) as caught:
+            put_new(both, "t0", [1, 0])
+        assert reason(caught) == "TRACKLET_DELETED"
+    if when == "after" and how == "tracklet":  # in the gallery itself it may be stored anew
+        assert put(both, "t0", [1, 0], fingerprint=NEW.fingerprint).tracklet_id == "t0"
+
+
+def test_names_of_what_stays_behind_are_erased_with_it(both):
+    """A tracklet that the new gallery lacks: its entries in the audit follow it to where it will be deleted."""
+    put(both, "left", [5, 0, 0, 0])
+    replace(both, allow_missing=True)
+    both.delete_tracklet("g-before", "left")
+    entries = [entry for name in ("g", "g-before") for entry in both.list_audit(name, "", "", 1000).items]
+    assert "left" not in [entry.tracklet_id for entry in entries]
+    assert both.list_audit("g", "t1", "", 10).items[0].action == "IngestTracklet"
+
+
+def test_a_retired_gallery_that_stays_is_named_when_the_other_is_deleted(both):
+    replace(both)
+    receipt = both.delete_gallery("g", force=True).receipt
+    assert ["g-before" in copy for copy in receipt.unreachable_copies] == [True]
+    assert both.get_gallery("g-before").options.follows == ""
+
+
+def test_impossible_replacements_are_refused(both):
+    both.create_gallery("h", "", NEW)
+    both.create_gallery("g-before", "", SPACE)
+    for arguments, expected, name in (
+        (("g", "h", "x"), FailedPreconditionError, "NOT_A_FOLLOWER"),
+        (("g-next", "g", "x"), FailedPreconditionError, "NOT_A_FOLLOWER"),
+        (("g", "g-next", "g-before"), AlreadyExistsError, "GALLERY_EXISTS"),
+        (("none", "g-next", "x"), NotFoundError, "GALLERY_NOT_FOUND"),
+        (("g", "none", "x"), NotFoundError, "GALLERY_NOT_FOUND"),
+    ):
+        with pytest.raises(expected) as caught:
+            both.replace_gallery(*arguments, allow_missing=False)
+        assert reason(caught) == name
+    put(both, "alone", [7, 0, 0, 0])
+    with pytest.raises(FailedPreconditionError) as caught:
+        both.replace_gallery("g", "g-next", "x", allow_missing=False)
+    assert reason(caught) == "TRACKLETS_MISSING"
+    assert both.get_gallery("g").space == SPACE
+    for options in (GalleryOptions(follows="g-next"), GalleryOptions("galaxy"), GalleryOptions("", 1.5)):
+        with pytest.raises(InvalidArgumentError):
+            both.create_gallery("j", "", NEW, options=options)
+
+
+# Replaces, in a transaction that is killed before its end.
+KILLED = """
+import os, sys
+from pathlib import Path
+from passerby_server.gallery import ledger, replacing
+from passerby_server.gallery.embedded import open_galleries
+
+def kill(*_, **__):
+    os.kill(os.getpid(), 9)
+
+galleries = open_galleries(Path(sys.argv[1]))
+replacing.ledger.record = kill
+galleries.replace_gallery("g", "g-next", "g-before", allow_missing=False)
+"""
+
+
+def test_killed_in_the_middle_the_old_one_answers(both, tmp_path):
+    both.close()
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "data")], check=False).returncode == -9
+    again = open_galleries(tmp_path / "data")
+    assert again.get_gallery("g").space == SPACE
+    assert ids(again.search("g", ask([3, 0, 0, 0], 1))) == ["t3"]
+    assert again.get_tracklet("g-next", "t0").identity_id == "folder"
+    assert replace(again).gallery.space == NEW
+    again.close()
+
+
+# Options of a gallery
+
+
+def test_each_gallery_has_its_kind_of_index(tmp_path):
+    folder = tmp_path / "data"
+    galleries = EmbeddedGalleries(folder, index="exact", maintained=False)
+    galleries.create_gallery("g", "", SPACE, options=GalleryOptions("int8"))
+    galleries.create_gallery("h", "", SPACE)
+    rng = np.random.default_rng(0)
+    for gallery_id in ("g", "h"):
+        for number in range(300):
+            put(galleries, f"t{number}", rng.normal(size=4), gallery_id=gallery_id)
+    galleries.maintain()
+    stats = galleries.stats("g")
+    assert (stats.index_kind, stats.index_lag, stats.audited_queries, stats.recall) == ("SQ8", 0, 0, None)
+    assert galleries.stats("h").index_kind == "exact"
+    galleries.update_gallery("g", index_kind="fp16", display_name="G", false_match_rate=0.2)
+    galleries.update_gallery("h", index_kind="int8")
+    galleries.maintain()
+    assert [galleries.stats(name).index_kind for name in ("g", "h")] == ["SQfp16", "SQ8"]
+    assert galleries.get_gallery("g").options == GalleryOptions("fp16", 0.2)
+    galleries.update_gallery("h", index_kind="")
+    galleries.update_gallery("g", false_match_rate=0.0)
+    galleries.maintain()
+    galleries.close()
+    again = EmbeddedGalleries(folder, index="exact", maintained=False)
+    again.maintain()
+    assert again.get_gallery("g").options == GalleryOptions("fp16", None)
+    assert [again.stats(name).index_kind for name in ("g", "h")] == ["SQfp16", "exact"]
+    with pytest.raises(InvalidArgumentError):
+        again.update_gallery("g", index_kind="galaxy")
+    again.close()
+
+
+def test_an_index_that_failed_lags_until_it_is_rebuilt(both, monkeypatch):
+    (live,) = [one for one in both._live.values() if len(one.index) and one._space == SPACE]
+    live.stale = True
+    assert both.stats("g").index_lag == 4
+    assert ids(both.search("g", ask([1, 0, 0, 0], 1))) == ["t1"]
+    assert both.stats("g").index_lag == 0
