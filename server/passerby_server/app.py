@@ -26,7 +26,8 @@ from passerby.v1 import tracklet_service_pb2 as tracklet_v1
 from passerby.v1 import tracklet_service_pb2_grpc as tracklet_grpc
 
 from passerby_server.config import ServerConfig, split_address
-from passerby_server.interceptors import HARD_MESSAGE_FACTOR, Guard
+from passerby_server.connections import server_options
+from passerby_server.interceptors import Guard
 from passerby_server.logs import event
 from passerby_server.runtime import Runtime
 from passerby_server.security.tls import Certificates
@@ -66,11 +67,7 @@ class Server:
         self.guard = Guard(config.limits, self.telemetry)
         self._server = grpc.aio.server(
             interceptors=[self.guard],
-            options=[
-                ("grpc.max_receive_message_length", config.limits.max_message_bytes * HARD_MESSAGE_FACTOR),
-                # Otherwise a second server on the same port would silently take half of the calls.
-                ("grpc.so_reuseport", 0),
-            ],
+            options=server_options(config.connections, config.limits),
         )
 
     async def __aenter__(self) -> Self:
@@ -136,9 +133,19 @@ class Server:
             ) from error
         await server.start()
 
+    def _note_encoder(self, healthy: bool) -> None:
+        """While the encoder hangs, all but the galleries' own service are NOT_SERVING."""
+
+        async def say() -> None:
+            for service in (*SERVICES[1:], health.OVERALL_HEALTH):
+                await self._health.set(service, _SERVING if healthy else _NOT_SERVING)
+
+        self._telling = asyncio.create_task(say())
+
     async def _load(self) -> None:
         loaded = await self.runtime.load()
         await self._say(_SERVING)
+        self.runtime.on_encoder_health = self._note_encoder
         event(log, logging.INFO, "serving", port=self.port, fingerprint=loaded.bundle.fingerprint[:12])
 
     async def _say(self, status: int) -> None:

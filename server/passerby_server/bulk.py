@@ -3,13 +3,17 @@
     reader --bounded--> one task for each tracklet --> answers --> caller
 
 A slow reader of answers holds the whole stream back: a task keeps its place until its answer is taken. A caller that
-is owed nothing and sends nothing for `limits.stream_idle_seconds` is taken for gone.
+is owed nothing and sends nothing for `limits.stream_idle_seconds` is taken for gone, and so is one that takes no answer
+for as long (`interceptors.py`).
+
+All streams together hold `limits.max_bulk_bytes` of tracklets, and each of them one more message that it has read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Self
 
@@ -27,19 +31,69 @@ MAX_VIOLATIONS = 1000
 Answer = v1.BulkIngestTrackletsResponse
 
 
+class ByteBudget:
+    """Bytes that all streams of a server may hold together, given first come, first served. Lives on one event loop."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+        self._most = most
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, size: int) -> int:
+        """Waits for `size` bytes; what `give` has to be given back. More than there is takes all there is."""
+        wanted = min(size, self._most)
+        if self._waiting or wanted > self.left:
+            turn = (wanted, asyncio.get_running_loop().create_future())
+            self._waiting.append(turn)
+            try:
+                await turn[1]
+            except asyncio.CancelledError:
+                if turn[1].done() and not turn[1].cancelled():
+                    self.give(wanted)
+                else:
+                    self._waiting.remove(turn)
+                    self._serve()
+                raise
+        else:
+            self.left -= wanted
+        return wanted
+
+    def give(self, held: int) -> None:
+        """Gives back what `take` gave."""
+        self.left += held
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self.left:
+            wanted, turn = self._waiting[0]
+            if turn.cancelled():
+                return  # its task is about to take it out, and calls again
+            self._waiting.popleft()
+            self.left -= wanted
+            turn.set_result(None)
+
+
 class BulkIngest:
     """One stream. Leaving the block cancels what is still being worked on."""
 
     def __init__(
-        self, ingester: Ingester, limits: Limits, *, draining: asyncio.Event, deadline: float | None = None
+        self,
+        ingester: Ingester,
+        limits: Limits,
+        *,
+        budget: ByteBudget,
+        draining: asyncio.Event,
+        deadline: float | None = None,
     ) -> None:
         """
         Args:
+            budget: of all streams together.
             limits: `max_bulk_in_flight` tracklets are worked on at the same time; `stream_idle_seconds` of silence.
             draining: set when the server shuts down; no further tracklet is read then.
             deadline: of the whole stream, on the event loop's clock.
         """
         self._ingester = ingester
+        self._budget = budget
         self._places = asyncio.Semaphore(limits.max_bulk_in_flight)
         self._max_message_bytes = limits.max_message_bytes
         self._idle_seconds = limits.stream_idle_seconds
@@ -77,7 +131,10 @@ class BulkIngest:
             async with contextlib.aclosing(self._until_draining(requests)) as messages:
                 async for message in messages:
                     await self._places.acquire()
+                    held = await self._budget.take(message.ByteSize())
                     task = asyncio.create_task(self._one(message))
+                    # Here and not in the task, which never runs when it is cancelled at once.
+                    task.add_done_callback(lambda _, held=held: self._budget.give(held))  # type: ignore[misc]
                     for tasks in (self._working, self._tasks):
                         tasks.add(task)
                         task.add_done_callback(tasks.discard)

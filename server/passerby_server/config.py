@@ -20,7 +20,7 @@ from passerby_model.backends.base import BackendKind
 from passerby_model.machine import default_cache
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from passerby_server.sections import Batching, Cache, Limits, Metrics, Section, Tls, Tracing, Upkeep
+from passerby_server.sections import Batching, Cache, Connections, Limits, Metrics, Section, Tls, Tracing, Upkeep
 
 ENVIRONMENT_PREFIX = "PASSERBY_"
 CONFIG_VARIABLE = "PASSERBY_CONFIG"
@@ -67,6 +67,7 @@ class ServerConfig(Section):
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs.")
     tls: Tls = Tls()
     batching: Batching = Batching()
+    connections: Connections = Connections()
     limits: Limits = Limits()
     cache: Cache = Cache()
     upkeep: Upkeep = Upkeep()

@@ -51,8 +51,21 @@ class Limits(Section):
         256, ge=1, description="Calls in progress at the same time; further ones get RESOURCE_EXHAUSTED at once."
     )
     max_streams: int = Field(32, ge=1, description="Of these, streams (StreamTracklet, BulkIngestTracklets).")
+    max_requests_per_client: int = Field(
+        64,
+        ge=1,
+        description="Calls of one client in progress at the same time. A client is who it has shown to be; without "
+        "access control its address, and on this machine its connection.",
+    )
+    max_streams_per_client: int = Field(16, ge=1, description="Of these, streams.")
     max_bulk_in_flight: int = Field(
         16, ge=1, description="Tracklets of one BulkIngestTracklets stream that are worked on at the same time."
+    )
+    max_bulk_bytes: int = Field(
+        256 * MIB,
+        ge=MIB,
+        description="Bytes of the tracklets that all BulkIngestTracklets streams together work on; what comes beyond "
+        "waits in its sender.",
     )
     stream_idle_seconds: float = Field(
         60.0,
@@ -74,6 +87,56 @@ class Tls(Section):
         None,
         description="Certificates in PEM: every client has to show one that these authorities signed (mTLS). Without "
         "this setting none is asked for.",
+    )
+
+
+class Connections(Section):
+    """Connections of clients: how many, and when the server closes one."""
+
+    max_connections: int = Field(
+        1024, ge=1, description="Connections at the same time; a further one is closed at once. Each holds about 30 KiB."
+    )
+    max_calls: int = Field(
+        128,
+        ge=1,
+        description="Calls of one connection at the same time; further ones wait in the client. Above "
+        "limits.max_requests_per_client, so that what is too much is refused and does not wait.",
+    )
+    handshake_seconds: float = Field(
+        20.0, gt=0, le=600, description="Longest time from a connection's begin to the end of its handshake, in seconds."
+    )
+    keepalive_seconds: float = Field(
+        60.0,
+        ge=1,
+        le=86_400,
+        description="Silence of a connection after which the server asks whether the other end is still there (a ping of "
+        "HTTP/2), in seconds.",
+    )
+    keepalive_timeout_seconds: float = Field(
+        20.0, gt=0, le=600, description="How long it waits for the answer, in seconds; then the connection is closed."
+    )
+    min_ping_seconds: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="Clients may ask the same of the server, but no more often than this, in seconds; see "
+        "max_ping_strikes.",
+    )
+    max_ping_strikes: int = Field(
+        2, ge=1, le=1000, description="Pings that came too early, after which a connection is closed."
+    )
+    idle_seconds: float = Field(
+        600.0, gt=0, le=86_400, description="A connection without any call is closed after this, in seconds."
+    )
+    age_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=864_000,
+        description="A connection is closed after this, in seconds, so that clients come back to whatever a load balancer "
+        "has by then; 0: never.",
+    )
+    age_grace_seconds: float = Field(
+        300.0, gt=0, le=86_400, description="How long calls of a connection that grew too old may go on, in seconds."
     )
 
 

@@ -44,7 +44,8 @@ def decoder() -> Iterator[Decoder]:
 
 
 def decoded(decoder: Decoder, data: bytes) -> NDArray[np.uint8]:
-    return asyncio.run(decoder.decode([resources.Frame(encoded=data)], 0, "frames"))[0]
+    pixels: NDArray[np.uint8] = asyncio.run(decoder.decode([resources.Frame(encoded=data)], 0, "frames"))[0]
+    return pixels
 
 
 def check_quarters(pixels: NDArray[np.uint8], tolerance: int = 4) -> None:

@@ -10,7 +10,7 @@ from passerby.v1 import tracklet_service_pb2 as v1
 from passerby.v1 import tracklet_service_pb2_grpc as v1_grpc
 
 from passerby_server import convert, messages
-from passerby_server.bulk import BulkIngest
+from passerby_server.bulk import BulkIngest, ByteBudget
 from passerby_server.ingest import Ingester
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Runtime, deadline_of
@@ -24,6 +24,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._ingester = Ingester(runtime)
+        self._bulk_budget = ByteBudget(runtime.config.limits.max_bulk_bytes)
 
     async def IngestTracklet(  # noqa: N802
         self, request: v1.IngestTrackletRequest, context: Context
@@ -43,6 +44,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
         async with BulkIngest(
             self._ingester,
             self._runtime.config.limits,
+            budget=self._bulk_budget,
             draining=self._runtime.draining,
             deadline=deadline_of(context),
         ) as bulk:
