@@ -30,7 +30,7 @@ class Generation:
         if call.held is None:
             call.held = self
             self.users += 1
-            call.exits.callback(self._leave)
+            call.exits.callback(self._leave, call)
         held: Generation = call.held
         return held
 
@@ -45,6 +45,7 @@ class Generation:
             await self._left.wait()
         await self.close()
 
-    def _leave(self) -> None:
+    def _leave(self, call: Call) -> None:
+        call.held = None  # whatever still points to an ended call must not keep a model in memory
         self.users -= 1
         self._left.set()

@@ -214,9 +214,11 @@ class Runtime:
             await asyncio.to_thread(warm_up, backend, (size.snippet_length, size.height, size.width, 3), max_batch)
             decoder = Decoder(size.height, size.width, config.limits, config.decode_threads or usable_cores())
             closing.callback(decoder.close)
+            watched = WatchedBackend(backend, self._metrics)
+            closing.callback(watched.close)
             batcher = await closing.enter_async_context(
                 Batcher(
-                    WatchedBackend(backend, self._metrics),
+                    watched,
                     max_batch=max_batch,
                     max_wait=config.batching.max_wait_ms / 1000,
                     max_admitted=config.batching.max_queued_snippets,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import queue
@@ -129,7 +128,6 @@ def test_no_call_fails_while_the_same_model_is_loaded_again_and_again(server: Li
             done.set()
         for task in tasks:
             task.result(30)
-    gc.collect()
     assert [backend() is None for backend in backends] == [True] * 4 + [False], "only the newest is kept"
     found = samples(server)
     assert value(found, "passerby_model_reloads_total", outcome="switched") == 4
@@ -259,7 +257,6 @@ def test_a_call_in_progress_ends_with_its_model_which_is_then_closed(
     assert np.array(descriptor.values) == pytest.approx(expected_descriptor(CROPS), abs=1e-4)
     assert descriptor.model_fingerprint != fingerprint
     retired(server)
-    gc.collect()
     assert kept() is None
     reload(server)
 

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 from numpy.typing import NDArray
+from passerby.errors import UnavailableError
 from passerby_model.backends import Backend, BackendName, Encoded
 from passerby_model.backends.base import EncoderSpec
 
@@ -13,11 +14,22 @@ from passerby_server.telemetry.metrics import Metrics
 
 
 class WatchedBackend:
-    """`backend`, as the batcher sees it."""
+    """`backend`, as the batcher sees it, until `close`."""
 
     def __init__(self, backend: Backend, metrics: Metrics) -> None:
-        self._backend = backend
+        self._open: Backend | None = backend
         self._metrics = metrics
+
+    def close(self) -> None:
+        """Lets go of the encoder: hundreds of megabytes, which must not wait for the garbage collector to find whatever
+        still points to this."""
+        self._open = None
+
+    @property
+    def _backend(self) -> Backend:
+        if self._open is None:
+            raise UnavailableError("the encoder was closed", reason="SHUTTING_DOWN")
+        return self._open
 
     @property
     def name(self) -> BackendName:
@@ -33,10 +45,10 @@ class WatchedBackend:
 
     def encode(self, snippets: NDArray[np.uint8]) -> Encoded:
         """See `Backend.encode`."""
-        start = time.perf_counter()
+        backend, start = self._backend, time.perf_counter()
         self._metrics.batch_snippets.observe(len(snippets))
         try:
-            return self._backend.encode(snippets)
+            return backend.encode(snippets)
         except Exception:
             self._metrics.batch_failures.inc()
             raise
