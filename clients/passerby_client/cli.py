@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, Entry] = {
     ),
     "model": Entry("passerby_client.commands.model:app", "Show which model the server runs."),
     "config": Entry("passerby_server.config_cli:app", "Show and check the server's settings.", "server"),
+    "top": Entry("passerby_server.telemetry.top_cli:top", "Watch a server: rates, times, queue, galleries.", "server"),
     "health": Entry("passerby_client.commands.health:health", "Say whether the server serves; for probes."),
     "bundle": Entry("passerby_export.cli:bundle", "Wrap, show and verify model bundles.", "export"),
     "train": Entry("passerby_export.train:train_command", "Train an encoder.", "train"),
