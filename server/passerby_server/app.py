@@ -117,7 +117,7 @@ class Server:
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._say(_NOT_SERVING)
         certificates = Certificates.of(self.config.tls)
-        state = State(runtime, self.guard, by_gallery=self.config.metrics.gallery_labels)
+        state = State(runtime, self.guard, certificates, by_gallery=self.config.metrics.gallery_labels)
         self.metrics_port = self.telemetry.listen(self.config.metrics.address, state)
         try:
             self.port = (

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from passerby_server.gallery.types import Galleries, GalleryFigures
 from passerby_server.interceptors import Guard
 from passerby_server.runtime import Loaded, Runtime
+from passerby_server.security.tls import Certificates
 
 FRESH_SECONDS = 15.0
 """Counting tracklets reads the store: no more often than that, however often somebody asks."""
@@ -30,9 +31,12 @@ MAX_GALLERIES = 200
 class State(Collector):
     """Collects from a running server, in the thread of whoever asks."""
 
-    def __init__(self, runtime: Runtime, guard: Guard, *, by_gallery: bool) -> None:
+    def __init__(
+        self, runtime: Runtime, guard: Guard, certificates: Certificates | None = None, *, by_gallery: bool = False
+    ) -> None:
         self._runtime = runtime
         self._guard = guard
+        self._certificates = certificates
         self._by_gallery = by_gallery
         self._figures: tuple[GalleryFigures, ...] = ()
         self._counted = -FRESH_SECONDS
@@ -48,6 +52,9 @@ class State(Collector):
         yield from self._queue(loaded)
         yield from _model(loaded)
         yield from self._disk()
+        ends = [] if self._certificates is None else [self._certificates.expire_time.timestamp()]
+        name = "passerby_certificate_expiry_timestamp_seconds"
+        yield _gauge(name, "When the certificate in use ends, since 1970; absent without TLS.", *ends)
         yield from self._galleries(loaded)
 
     def _queue(self, loaded: Loaded | None) -> Iterator[Metric]:

@@ -8,10 +8,12 @@ import time
 import urllib.error
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from passerby.errors import FailedPreconditionError, InvalidArgumentError
 from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
@@ -165,3 +167,13 @@ def test_metrics_beyond_this_machine_have_to_be_asked_for(tmp_path: Path) -> Non
     with pytest.raises(InvalidArgumentError, match="is not HOST:PORT"):
         load_config(flags | {"metrics.address": "9464"})
     assert load_config(flags | {"metrics.insecure_listen": "true"}).metrics.address == "0.0.0.0:9464"
+
+
+def test_the_end_of_the_certificate_is_told(bundle: Path, tmp_path: Path) -> None:
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=9)
+    issued = trustme.CA().issue_cert("localhost", not_after=ends)
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
+    issued.private_key_pem.write_to_path(tmp_path / "tls.key")
+    tls = {"certificate": tmp_path / "tls.crt", "key": tmp_path / "tls.key"}
+    with running(bundle, tmp_path / "data", metrics=METRICS, tls=tls) as server:
+        assert value(samples(server), "passerby_certificate_expiry_timestamp_seconds") == ends.timestamp()
