@@ -22,6 +22,9 @@ from tests.commands import Done, Run
 HEAVY = ("torch", "timm", "numpy", "grpc", "google.protobuf", "PIL", "onnx", "openvino", "faiss", "cv2", "pydantic")
 
 
+_GALLERY = ("create", "list", "show", "update", "replace", "reindex", "delete", "stats", "retention", "audit")
+
+
 def separately(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False
@@ -52,7 +55,7 @@ def test_every_command_has_help(run: Run, name: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *(f"gallery {name}" for name in ("create", "list", "show", "delete", "stats", "retention", "audit")),
+        *(f"gallery {name}" for name in _GALLERY),
         *(f"tracklet {name}" for name in ("list", "show", "delete", "assign", "merge", "split", "undo", "erase")),
         "model info",
         "search",
@@ -145,7 +148,12 @@ def test_a_gallery_from_creation_to_deletion(run: Run, gallery: str) -> None:
     assert "North hall" in run("gallery", "show", name).out
     assert name in run("gallery", "list").out
     assert run("gallery", "stats", name).out.startswith("tracklets   0")
-    assert json.loads(run("gallery", "delete", name, "--json").out) == {"deleted_tracklet_count": 0}
+    changed = run("gallery", "update", name, "--index", "int8", "--false-match-rate", 0.002).out
+    assert "index             int8" in changed
+    assert "false-match rate  0.002" in changed
+    deleted = json.loads(run("gallery", "delete", name, "--json").out)
+    assert deleted["deleted_tracklet_count"] == 0
+    assert "gallery.db" in deleted["receipt"]["rewritten_files"]
     assert run("gallery", "show", name).code == 1
 
 

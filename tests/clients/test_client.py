@@ -66,11 +66,24 @@ def test_galleries_from_creation_to_deletion(client: Client) -> None:
     assert made.model_fingerprint == client.model_info().model_fingerprint
     with pytest.raises(AlreadyExistsError):
         client.create_gallery(name)
+    changed = client.update_gallery(name, index_kind="fp16", false_match_rate=0.05)
+    assert (changed.display_name, changed.index_kind, changed.false_match_rate) == ("North hall", "fp16", 0.05)
+    with pytest.raises(InvalidArgumentError, match="index kind"):
+        client.update_gallery(name, index_kind="galaxy")
+    with pytest.raises(InvalidArgumentError, match="update_mask"):
+        client.update_gallery(name)
+    with pytest.raises(FailedPreconditionError, match="follow"):
+        client.replace_gallery(name, client.create_gallery(f"{name}-2").name, keep_as=f"{name}-3")
+    follower = client.create_gallery(f"{name}-4", follows=name, index_kind="exact", false_match_rate=0.5)
+    assert (follower.follows, follower.index_kind, follower.false_match_rate) == (made.name, "exact", 0.5)
     client.ingest_tracklet(name, [crop((1, 2, 3))], camera="1")
-    assert client.gallery_stats(name).tracklet_count == 1
+    stats = client.gallery_stats(name)
+    assert (stats.tracklet_count, stats.index_kind, stats.index_lag, stats.HasField("recall")) == (1, "exact", 0, False)
     with pytest.raises(FailedPreconditionError):
         client.delete_gallery(name)
-    assert client.delete_gallery(name, force=True) == 1
+    deleted = client.delete_gallery(name, force=True)
+    assert deleted.deleted_tracklet_count == 1
+    assert deleted.receipt.rewritten_files == ["gallery.db", "gallery.db-wal"]
     with pytest.raises(NotFoundError):
         client.get_gallery(name)
 

@@ -21,11 +21,22 @@ class GalleryMethods(Connection):
         gallery: str,
         *,
         display_name: str = "",
+        index_kind: str = "",
+        false_match_rate: float = 0.0,
+        follows: str = "",
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> resources_pb2.Gallery:
-        """Creates a gallery, bound to the server's model. AlreadyExistsError when the name is taken."""
+        """Creates a gallery, bound to the server's model. AlreadyExistsError when the name is taken.
+
+        index_kind: `auto`, `exact`, `fp16`, `int8` or a FAISS factory string; empty for the server's setting.
+        false_match_rate: of decisions, in (0, 1), where a search names none; 0 for the server's.
+        follows: the gallery whose place this one is to take (`replace_gallery`): what is erased there is erased here.
+        """
         request = _requests.create_gallery(gallery, display_name, request_id)
+        request.gallery.index_kind = index_kind
+        request.gallery.false_match_rate = false_match_rate
+        request.gallery.follows = _requests.gallery(follows) if follows else ""
         return self._call(self._galleries.CreateGallery, request, timeout).gallery
 
     def get_gallery(self, gallery: str, *, timeout: float | None = None) -> resources_pb2.Gallery:
@@ -41,22 +52,62 @@ class GalleryMethods(Connection):
         for page in self._pages(self._galleries.ListGalleries, request, timeout):
             yield from page.galleries
 
+    def update_gallery(
+        self,
+        gallery: str,
+        *,
+        display_name: str | None = None,
+        index_kind: str | None = None,
+        false_match_rate: float | None = None,
+        timeout: float | None = None,
+    ) -> resources_pb2.Gallery:
+        """Changes what is given; an empty `index_kind`, or a rate of 0, gives back to the server's setting."""
+        values = {"display_name": display_name, "index_kind": index_kind, "false_match_rate": false_match_rate}
+        given = {name: value for name, value in values.items() if value is not None}
+        request = gallery_service_pb2.UpdateGalleryRequest(gallery={"name": _requests.gallery(gallery), **given})
+        request.update_mask.paths.extend(given)
+        return self._call(self._galleries.UpdateGallery, request, timeout).gallery
+
+    def replace_gallery(
+        self,
+        gallery: str,
+        replacement: str,
+        *,
+        keep_as: str,
+        allow_missing: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> gallery_service_pb2.ReplaceGalleryResponse:
+        """Puts `replacement`, which follows `gallery`, in its place; the old one is called `keep_as` from then on.
+
+        Identities, labels, times, corrections and retention go along. FailedPreconditionError when the replacement
+        lacks tracklets of the old gallery, unless `allow_missing` says that those stay there alone.
+        """
+        request = gallery_service_pb2.ReplaceGalleryRequest(
+            name=_requests.gallery(gallery),
+            replacement=_requests.gallery(replacement),
+            retired_gallery_id=keep_as,
+            allow_missing=allow_missing,
+            request_id=_requests.new_request_id(request_id),
+        )
+        return self._call(self._galleries.ReplaceGallery, request, timeout)
+
     def delete_gallery(
         self, gallery: str, *, force: bool = False, request_id: str | None = None, timeout: float | None = None
-    ) -> int:
+    ) -> gallery_service_pb2.DeleteGalleryResponse:
         """Deletes a gallery; with `force` also one that holds tracklets, else FailedPreconditionError.
 
-        Returns how many tracklets went with it.
+        Returns how many tracklets went with it, and what was done for the files.
         """
         request = gallery_service_pb2.DeleteGalleryRequest(
             name=_requests.gallery(gallery), force=force, request_id=_requests.new_request_id(request_id)
         )
-        return self._call(self._galleries.DeleteGallery, request, timeout).deleted_tracklet_count
+        return self._call(self._galleries.DeleteGallery, request, timeout)
 
     def gallery_stats(
         self, gallery: str, *, timeout: float | None = None
     ) -> gallery_service_pb2.GetGalleryStatsResponse:
-        """How many tracklets, identities, cameras and frames a gallery holds."""
+        """How many tracklets, identities, cameras and frames a gallery holds; its index, and the recall of that."""
         request = gallery_service_pb2.GetGalleryStatsRequest(name=_requests.gallery(gallery))
         return self._call(self._galleries.GetGalleryStats, request, timeout)
 

@@ -1,4 +1,5 @@
-"""`passerby gallery create|list|show|delete|stats|retention|audit`, and on the server's machine `backup|restore|check`."""
+"""`passerby gallery create|list|show|update|replace|delete|stats|retention|audit`; `reindex` is the indexer's, and
+`backup|restore|check` work on the server's machine."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from passerby_client.commands.common import (
     plain,
     print_fields,
     print_json,
+    print_receipt,
     print_table,
 )
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 class _Gallery(LazyGroup):
     table: Mapping[str, Entry] = {
+        "reindex": Entry("passerby_indexer.reindex_cli:reindex", "Fill a gallery anew with the model served now."),
         "backup": Entry("passerby_server.gallery_cli:backup", "Back up a data folder, beside its server.", "server"),
         "restore": Entry("passerby_server.gallery_cli:restore", "Verify a backup and restore it.", "server"),
         "check": Entry("passerby_server.gallery_cli:check", "Compare every checksum of a data folder.", "server"),
@@ -47,6 +50,7 @@ app = typer.Typer(
     help="Create, list, show and delete galleries; retention, audit, backups.",
 )
 
+_KINDS = "auto, exact, fp16, int8 or a FAISS factory string"
 Name = Annotated[str, typer.Argument(metavar="GALLERY", help="Id of the gallery: a-z, 0-9 and -.")]
 
 
@@ -54,6 +58,10 @@ Name = Annotated[str, typer.Argument(metavar="GALLERY", help="Id of the gallery:
 def create(
     gallery: Name,
     display_name: Annotated[str, typer.Option(help="Text for people.")] = "",
+    index: Annotated[str, typer.Option(metavar="KIND", help=f"Kind of index: {_KINDS}.")] = "",
+    false_match_rate: Annotated[
+        float, typer.Option(metavar="RATE", help="Of decisions where a search names none, for example 0.001.")
+    ] = 0.0,
     server: Server = DEFAULT_SERVER,
     ca_file: CaFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
@@ -61,8 +69,57 @@ def create(
 ) -> None:
     """Create a gallery, bound to the model that the server runs."""
     with connect(server, ca_file, timeout) as client:
-        created = client.create_gallery(gallery, display_name=display_name)
+        created = client.create_gallery(
+            gallery, display_name=display_name, index_kind=index, false_match_rate=false_match_rate
+        )
     _print(created, as_json)
+
+
+@app.command()
+def update(
+    gallery: Name,
+    display_name: Annotated[str | None, typer.Option(help="Text for people.")] = None,
+    index: Annotated[
+        str | None, typer.Option(metavar="KIND", help=f"Kind of index: {_KINDS}; empty for the server's setting.")
+    ] = None,
+    false_match_rate: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Of decisions where a search names none; 0 for the server's.")
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Change what a gallery is called, its kind of index, or its false-match rate."""
+    with connect(server, ca_file, timeout) as client:
+        changed = client.update_gallery(
+            gallery, display_name=display_name, index_kind=index, false_match_rate=false_match_rate
+        )
+    _print(changed, as_json)
+
+
+@app.command()
+def replace(
+    gallery: Name,
+    replacement: Annotated[str, typer.Argument(metavar="REPLACEMENT", help="Id of the gallery that takes its place.")],
+    keep_as: Annotated[str, typer.Option(metavar="GALLERY", help="Id of the old gallery from then on.")],
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Tracklets that the replacement lacks stay in the old one alone.")
+    ] = False,
+    server: Server = DEFAULT_SERVER,
+    ca_file: CaFile = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    as_json: AsJson = False,
+) -> None:
+    """Put a gallery that follows another in its place; also to take a reindex back."""
+    with connect(server, ca_file, timeout) as client:
+        done = client.replace_gallery(gallery, replacement, keep_as=keep_as, allow_missing=allow_missing)
+    if as_json:
+        print_json(plain(done))
+        return
+    typer.echo(f"{last_part(done.gallery.name)} is of model {done.gallery.model_fingerprint[:12]} now")
+    left = f", {done.missing_tracklet_count:,} tracklets in it alone" if done.missing_tracklet_count else ""
+    typer.echo(f"the old one is {last_part(done.retired.name)}{left}")
 
 
 @app.command("list")
@@ -108,13 +165,14 @@ def delete(
     timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a gallery; one that holds tracklets only with --force."""
+    """Delete a gallery, and say what was rewritten; one that holds tracklets only with --force."""
     with connect(server, ca_file, timeout) as client:
-        count = client.delete_gallery(gallery, force=force)
+        answer = client.delete_gallery(gallery, force=force)
     if as_json:
-        print_json({"deleted_tracklet_count": count})
+        print_json(plain(answer))
     else:
-        typer.echo(f"deleted, with {count} tracklets")
+        typer.echo(f"deleted, with {answer.deleted_tracklet_count} tracklets")
+        print_receipt(answer.receipt)
 
 
 @app.command()
@@ -137,7 +195,10 @@ def stats(
             "identities": f"{counts.identity_count:,}",
             "cameras": f"{counts.camera_count:,}",
             "frames": f"{counts.frame_count:,}",
-            "index": f"{counts.index_size_bytes / 2**20:,.1f} MiB",
+            "index": f"{counts.index_kind}, {counts.index_size_bytes / 2**20:,.1f} MiB{_lag(counts.index_lag)}",
+            "recall": f"{counts.recall:.4f} of {counts.audited_query_count:,} audited searches"
+            if counts.HasField("recall")
+            else "",
         }
     )
 
@@ -194,6 +255,10 @@ def audit(
     print_table(table)
 
 
+def _lag(rows: int) -> str:
+    return f", lacks {rows:,} tracklets" if rows else ""
+
+
 def _print(gallery: Gallery, as_json: bool) -> None:
     if as_json:
         print_json(plain(gallery))
@@ -208,5 +273,8 @@ def _print(gallery: Gallery, as_json: bool) -> None:
             "model": gallery.model_fingerprint,
             "metric": Metric.Name(gallery.metric).removeprefix("METRIC_").lower().replace("_", " "),
             "descriptor": f"{gallery.descriptor_dim} values",
+            "index": gallery.index_kind,
+            "false-match rate": f"{gallery.false_match_rate:g}" if gallery.false_match_rate else "",
+            "follows": last_part(gallery.follows) if gallery.follows else "",
         }
     )

@@ -1,0 +1,107 @@
+"""`passerby gallery reindex`: another model is served, a gallery is filled anew and switched, by one command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from passerby_client import Client
+from passerby_indexer.bulk import index
+from passerby_indexer.scan import scan
+
+from tests.clients.conftest import crop
+from tests.commands import Run
+from tests.encoders import make_bundle
+from tests.server.live import running
+
+
+@dataclass(frozen=True)
+class Switched:
+    """A server of a second model, over a gallery `hall` of the first one."""
+
+    client: Client
+    folder: Path
+    address: str
+
+
+@pytest.fixture
+def switched(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Switched]:
+    """Eight tracklets of the folder, of which one is erased; one from a camera, live; one corrected."""
+    first = make_bundle(tmp_path / "first", dim=8)
+    second = make_bundle(tmp_path / "second", dim=16, seed=1, metric="cosine")
+    with running(first, tmp_path / "store") as live, Client(f"127.0.0.1:{live.port}") as client:
+        client.create_gallery("hall", display_name="Hall", false_match_rate=0.01)
+        assert index(client, "hall", scan(folder)).stored == 8
+        client.erase_identity("hall", "d", force=True)
+        client.assign_identity("galleries/hall/tracklets/a.1.t1", "anna")
+    with running(second, tmp_path / "store") as live, Client(f"127.0.0.1:{live.port}") as client:
+        monkeypatch.setenv("PASSERBY_SERVER", f"127.0.0.1:{live.port}")
+        yield Switched(client, folder, f"127.0.0.1:{live.port}")
+
+
+def call(run: Run, switched: Switched, *arguments: object):
+    return run("gallery", "reindex", "hall", "--from", switched.folder, *arguments, "--server", switched.address)
+
+
+def test_a_gallery_is_filled_anew_and_switched(run: Run, switched: Switched, tmp_path: Path) -> None:
+    client = switched.client
+    old, new = client.get_gallery("hall").model_fingerprint, client.model_info().model_fingerprint
+    assert old != new
+    stored = "galleries/hall/tracklets/a.1.t1"
+    before = client.search("hall", tracklet=stored)  # the old one goes on answering
+    assert len(before.hits) == 5
+    done = call(run, switched, "--fill-only", "--journal", tmp_path / "journal")
+    assert (done.code, done.err) == (0, "")
+    assert client.get_gallery("hall").model_fingerprint == old
+    assert client.get_gallery("hall-next").follows == "galleries/hall"
+    assert [hit.tracklet.name for hit in client.search("hall", tracklet=stored).hits] == [
+        hit.tracklet.name for hit in before.hits
+    ]
+    done = call(run, switched, "--journal", tmp_path / "journal")
+    assert done.code == 0
+    assert "6 left out: the journal has them" in done.out
+    assert "2 tracklets found there left out: hall does not hold them" in done.out
+    assert f"hall is of model {new[:12]} now; the old one is hall-before" in done.out
+    hall = client.get_gallery("hall")
+    assert (hall.model_fingerprint, hall.descriptor_dim, hall.display_name) == (new, 16, "Hall")
+    assert hall.false_match_rate == 0.01
+    identities = sorted(tracklet.identity_id for tracklet in client.list_tracklets("hall"))
+    assert identities == ["a", "anna", "b", "b", "c", "c"]
+    hits = client.search("hall", frames=[crop((200, 100, 30))] * 3, top_k=10).hits  # with the new model
+    assert len(hits) == 6
+    assert client.get_gallery("hall-before").model_fingerprint == old
+    done = run("gallery", "delete", "hall-before", "--force", "--server", switched.address)
+    assert "gallery.db, gallery.db-wal" in done.out
+
+
+def test_what_the_folder_lacks_is_said_and_stays_in_the_old_one(run: Run, switched: Switched) -> None:
+    shutil.rmtree(switched.folder / "b" / "1")
+    done = call(run, switched)
+    assert done.code == 1
+    assert "galleries/hall/tracklets/b.1.t1" in done.err
+    assert "hall is as before" in done.err
+    assert switched.client.get_gallery("hall").descriptor_dim == 8
+    said = json.loads(call(run, switched, "--allow-missing", "--keep-as", "hall-2025", "--json").out)
+    assert said["missing"] == ["galleries/hall/tracklets/b.1.t1"]
+    assert (said["gone"], said["replaced"]["missing_tracklet_count"]) == (2, 1)
+    assert switched.client.get_tracklet("galleries/hall-2025/tracklets/b.1.t1").tracklet.identity_id == "b"
+    done = run(
+        "gallery", "replace", "hall", "hall-2025", "--keep-as", "hall-next", "--server", switched.address
+    )  # and back again
+    assert "the old one is hall-next" in done.out
+    assert switched.client.get_gallery("hall").descriptor_dim == 8
+
+
+def test_a_gallery_of_the_served_model_needs_no_reindex(run: Run, switched: Switched) -> None:
+    switched.client.create_gallery("fresh")
+    done = run("gallery", "reindex", "fresh", "--from", switched.folder, "--server", switched.address)
+    assert done.code == 1
+    assert "is of the model that is served now" in done.err
+    switched.client.create_gallery("hall-next")
+    done = call(run, switched)
+    assert done.code == 1
+    assert "delete it first" in done.err
