@@ -25,6 +25,10 @@ COMMANDS: Mapping[str, Entry] = {
     "model": Entry("passerby_client.commands.model:app", "Show which model the server runs."),
     "config": Entry("passerby_server.config_cli:app", "Show and check the server's settings.", "server"),
     "top": Entry("passerby_server.telemetry.top_cli:top", "Watch a server: rates, times, queue, galleries.", "server"),
+    "token": Entry("passerby_server.security.token_cli:app", "Say who may call a server: tokens and roles.", "server"),
+    "audit": Entry(
+        "passerby_server.security.audit_cli:app", "Verify and show who searched, changed and erased.", "server"
+    ),
     "health": Entry("passerby_client.commands.health:health", "Say whether the server serves; for probes."),
     "bundle": Entry("passerby_export.cli:bundle", "Wrap, show and verify model bundles.", "export"),
     "train": Entry("passerby_export.train:train_command", "Train an encoder.", "train"),

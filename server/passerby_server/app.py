@@ -30,6 +30,7 @@ from passerby_server.connections import server_options
 from passerby_server.interceptors import Guard
 from passerby_server.logs import event
 from passerby_server.runtime import Runtime
+from passerby_server.security.gate import gate_of
 from passerby_server.security.tls import Certificates
 from passerby_server.services.gallery import GalleryService
 from passerby_server.services.model import ModelService
@@ -88,6 +89,7 @@ class Server:
         self.runtime.draining.set()
         await self._server.stop(self.config.drain_seconds if grace is None else grace)
         await self.runtime.close()
+        await asyncio.to_thread(self.guard.gate.close)
         await asyncio.to_thread(self.telemetry.close)
 
     async def reload(self) -> None:
@@ -119,6 +121,7 @@ class Server:
         certificates = Certificates.of(self.config.tls)
         state = State(runtime, self.guard, certificates, by_gallery=self.config.metrics.gallery_labels)
         self.metrics_port = self.telemetry.listen(self.config.metrics.address, state)
+        self.guard.gate = gate_of(self.config)
         try:
             self.port = (
                 server.add_secure_port(self.config.address, certificates.credentials())

@@ -39,7 +39,7 @@ def serve(
     ] = None,
     insecure_listen: Annotated[
         bool | None,
-        typer.Option("--insecure-listen", help="Listen beyond this machine without encryption or authentication."),
+        typer.Option("--insecure-listen", help="Listen beyond this machine without TLS or authentication."),
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json. [default: text]")] = None,

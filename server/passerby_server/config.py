@@ -20,12 +20,26 @@ from passerby_model.backends.base import BackendKind
 from passerby_model.machine import default_cache
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from passerby_server.sections import Batching, Cache, Connections, Limits, Metrics, Section, Tls, Tracing, Upkeep
+from passerby_server.sections import (
+    Access,
+    Audit,
+    Batching,
+    Cache,
+    Connections,
+    Limits,
+    Metrics,
+    Section,
+    Tls,
+    Tracing,
+    Upkeep,
+)
 
 ENVIRONMENT_PREFIX = "PASSERBY_"
 CONFIG_VARIABLE = "PASSERBY_CONFIG"
 # Read by the client's commands, which often share an environment with the server.
-CLIENT_VARIABLES = frozenset({"PASSERBY_SERVER", "PASSERBY_CA_FILE"})
+CLIENT_VARIABLES = frozenset(
+    f"PASSERBY_{name}" for name in ("SERVER", "CA_FILE", "TOKEN", "TOKEN_FILE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
+)
 # What Kubernetes (and Docker's links) set in every container beside a service named "passerby".
 _SERVICE_LINK = re.compile(r"PASSERBY_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 
@@ -38,8 +52,9 @@ class ServerConfig(Section):
     address: str = Field("127.0.0.1:50051", description="HOST:PORT to listen on; port 0 takes a free one.")
     insecure_listen: bool = Field(
         False,
-        description="Listen beyond this machine although there is neither encryption nor authentication yet: whoever "
-        "reaches the port can read and delete everything.",
+        description="Listen beyond this machine although TLS (`tls.certificate`) or authentication (`access.file`) is not "
+        "set up: without the first everything can be read on its way, tokens too; without the second whoever reaches the "
+        "port can read and delete everything.",
     )
     backend: BackendKind = Field(
         "auto",
@@ -66,6 +81,8 @@ class ServerConfig(Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least serious log line.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs.")
     tls: Tls = Tls()
+    access: Access = Access()
+    audit: Audit = Audit()
     batching: Batching = Batching()
     connections: Connections = Connections()
     limits: Limits = Limits()
@@ -77,11 +94,26 @@ class ServerConfig(Section):
     @model_validator(mode="after")
     def _checked(self) -> Self:
         host, _ = split_address(self.address)
-        if not self.insecure_listen and not is_loopback(host):
-            raise ValueError(
-                f"address {self.address!r} can be reached from other machines, and this server has neither TLS nor "
-                "authentication yet; listen on 127.0.0.1, or pass --insecure-listen if the network itself is closed"
+        missing = [
+            what
+            for what, setting in (
+                ("TLS (tls.certificate, tls.key)", self.tls.certificate),
+                ("authentication (access.file)", self.access.file),
             )
+            if setting is None
+        ]
+        if missing and not self.insecure_listen and not is_loopback(host):
+            raise ValueError(
+                f"address {self.address!r} can be reached from other machines, and there is no {' and no '.join(missing)}: "
+                "set that up (docs/security.md), listen on 127.0.0.1, or pass --insecure-listen if the network itself is "
+                "closed"
+            )
+        if (self.tls.certificate is None) != (self.tls.key is None):
+            raise ValueError("tls.certificate and tls.key belong together: set both or none")
+        if self.tls.client_ca is not None and self.tls.certificate is None:
+            raise ValueError("tls.client_ca needs tls.certificate and tls.key: client certificates exist in TLS alone")
+        if self.audit != Audit() and self.access.file is None:
+            raise ValueError("audit.* needs access.file: without callers there is nobody to record")
         if self.metrics.address and not self.metrics.insecure_listen:
             metrics_host, _ = split_address(self.metrics.address)
             if not is_loopback(metrics_host):
@@ -89,10 +121,6 @@ class ServerConfig(Section):
                     f"metrics.address {self.metrics.address!r} can be reached from other machines: listen on 127.0.0.1, or "
                     "set metrics.insecure_listen if only the monitoring can reach it"
                 )
-        if (self.tls.certificate is None) != (self.tls.key is None):
-            raise ValueError("tls.certificate and tls.key belong together: set both or none")
-        if self.tls.client_ca is not None and self.tls.certificate is None:
-            raise ValueError("tls.client_ca needs tls.certificate and tls.key: client certificates exist in TLS alone")
         if self.limits.max_frame_bytes > self.limits.max_message_bytes:
             raise ValueError(
                 "limits.max_frame_bytes is larger than limits.max_message_bytes: no such frame could arrive"

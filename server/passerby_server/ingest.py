@@ -18,6 +18,7 @@ from passerby_server import convert
 from passerby_server.encoder import EncodedTracklet, Run
 from passerby_server.gallery.types import NewTracklet, TrackletRecord
 from passerby_server.runtime import Runtime
+from passerby_server.security import permit
 from passerby_server.telemetry.calls import stage
 
 # Frames of a stream gather up to this many bytes before they are decoded together.
@@ -45,6 +46,7 @@ class Ingester:
         """
         loaded, frames = self._runtime.loaded, request.frames.frames
         gallery_id, tracklet = self._checked(request)
+        permit.current().check_gallery(gallery_id)
         await self._runtime.gallery_of_this_model(gallery_id)
         digest = b""
         if request.request_id:
@@ -71,6 +73,7 @@ class Ingester:
         timeless.ClearField("end_time")
         problems.catch(convert.new_tracklet, header.tracklet_id, timeless, None, 0, prefix="header.")
         problems.check()
+        permit.current().check_gallery(gallery_id)
         await self._runtime.gallery_of_this_model(gallery_id)
         stream = _Stream(header)
         async with Run(encoder, field="frame", deadline=deadline) as run:

@@ -16,7 +16,6 @@ import logging
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -34,6 +33,8 @@ from passerby.errors import (
 
 from passerby_server.logs import event
 from passerby_server.sections import Limits
+from passerby_server.security.gate import Gate
+from passerby_server.security.permit import OPEN, Permit, entered
 from passerby_server.telemetry.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,8 @@ _CALLERS_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    """Stands for a message that was not parsed, because of `error`."""
-
-    error: PasserbyError
+Unparsed = Callable[[], Message]
+"""A message as it came: called, it is parsed, or raises what is wrong with it. A caller who is refused costs no parsing."""
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -64,6 +62,8 @@ class Guard(grpc.aio.ServerInterceptor):
     def __init__(self, limits: Limits, telemetry: Telemetry | None = None) -> None:
         self._limits = limits
         self._telemetry = telemetry or Telemetry()
+        self.gate = Gate()
+        """Who may call; set before the server listens."""
         self.calls = 0
         """Calls in progress."""
         self.streams = 0
@@ -74,16 +74,16 @@ class Guard(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wraps the handlers of our own API; health and reflection go through untouched."""
+        """Wraps the handlers of our own API; of the others (health, reflection) the gate says who may call them."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.startswith(API_PREFIX):
-            return handler
+            return self.gate.foreign(method, handler)
         # In a bulk stream one large message must not end the rest: `bulk.py` answers it by itself. It also knows alone
         # whether a silent caller waits for answers.
         limit = None if handler.stream_stream else self._limits.max_message_bytes
         codecs: dict[str, Any] = {
-            "request_deserializer": _bounded(handler.request_deserializer, limit),
+            "request_deserializer": _unparsed(handler.request_deserializer, limit),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
@@ -93,43 +93,55 @@ class Guard(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(self._stream_stream(method, handler.stream_stream), **codecs)
 
     def _unary_unary(self, method: str, behaviour: Any) -> Any:
-        async def call(request: Message | _Refused, context: Context) -> Message:
-            async with self._guarded(method, context, streaming=False):
-                return self._check_answer(await behaviour(_accepted(request), context))
+        async def call(request: Unparsed, context: Context) -> Message:
+            async with self._guarded(method, context, streaming=False) as permit:
+                message = request()
+                permit.admit(message)
+                answer = self._check_answer(await behaviour(message, context))
+                await permit.done(answer)
+                return answer
 
         return call
 
     def _stream_unary(self, method: str, behaviour: Any) -> Any:
-        async def call(requests: AsyncIterator[Message | _Refused], context: Context) -> Message:
-            async with self._guarded(method, context, streaming=True):
-                messages = _all_accepted(requests, self._limits.stream_idle_seconds)
-                return self._check_answer(await behaviour(messages, context))
+        async def call(requests: AsyncIterator[Unparsed], context: Context) -> Message:
+            async with self._guarded(method, context, streaming=True) as permit:
+                await permit.begin()
+                messages = _all_parsed(requests, self._limits.stream_idle_seconds)
+                answer = self._check_answer(await behaviour(messages, context))
+                await permit.done(answer)
+                return answer
 
         return call
 
     def _stream_stream(self, method: str, behaviour: Any) -> Any:
         # A coroutine that writes, not a generator: when the caller goes away in the middle of a write, the generator
         # below is closed at once and not when the garbage collector finds it.
-        async def call(requests: AsyncIterator[Message | _Refused], context: Context) -> None:
+        async def call(requests: AsyncIterator[Unparsed], context: Context) -> None:
             async with (
-                self._guarded(method, context, streaming=True),
-                contextlib.aclosing(behaviour(_all_accepted(requests), context)) as answers,
+                self._guarded(method, context, streaming=True) as permit,
+                contextlib.aclosing(behaviour(_all_parsed(requests), context)) as answers,
             ):
+                await permit.begin()
                 async for answer in answers:
+                    await permit.answering()
                     await context.write(self._check_answer(answer))
+                await permit.done()
 
         return call
 
     @contextlib.asynccontextmanager
-    async def _guarded(self, method: str, context: Context, *, streaming: bool) -> AsyncIterator[None]:
-        request_id = _request_id(context)
+    async def _guarded(self, method: str, context: Context, *, streaming: bool) -> AsyncIterator[Permit]:
+        permit, request_id = OPEN, _request_id(context)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         with self._telemetry.call(method, request_id, context.invocation_metadata() or ()) as call:
             try:
-                with self._counted(streaming):
-                    yield
+                permit = await self.gate.enter(method, context, request_id)
+                with entered(permit), self._counted(streaming):
+                    yield permit
             except asyncio.CancelledError:
                 call.ending.code = "CANCELLED"
+                permit.gone()
                 raise
             except grpc.aio.AbortError:
                 call.ending.code = "ABORTED"
@@ -137,6 +149,7 @@ class Guard(grpc.aio.ServerInterceptor):
             except Exception as error:  # noqa: BLE001 - the one place where any error becomes a status
                 public = explain(error, method=method)
                 call.ending.failed(public)
+                permit.failed(public)
                 status = bounded_status(public)
                 await context.abort(
                     public.code,
@@ -225,17 +238,22 @@ def _message_too_large(size: int, limit: int) -> ResourceExhaustedError:
     )
 
 
-def _bounded(deserialize: Any, limit: int | None) -> Callable[[bytes], Message | _Refused]:
-    def parse(data: bytes) -> Message | _Refused:
-        if limit is not None and len(data) > limit:
-            return _Refused(_message_too_large(len(data), limit))
-        try:
-            message: Message = deserialize(data)
-        except DecodeError:
-            return _Refused(InvalidArgumentError("the message is malformed", reason="MESSAGE_MALFORMED"))
-        return message
+def _unparsed(deserialize: Any, limit: int | None) -> Callable[[bytes], Unparsed]:
+    def keep(data: bytes) -> Unparsed:
+        def parse() -> Message:
+            nonlocal data
+            taken, data = data, b""  # gRPC keeps this function until the call's end
+            if limit is not None and len(taken) > limit:
+                raise _message_too_large(len(taken), limit)
+            try:
+                message: Message = deserialize(taken)
+            except DecodeError as error:
+                raise InvalidArgumentError("the message is malformed", reason="MESSAGE_MALFORMED") from error
+            return message
 
-    return parse
+        return parse
+
+    return keep
 
 
 def _cut(text: str, longest: int) -> str:
@@ -243,26 +261,18 @@ def _cut(text: str, longest: int) -> str:
     return text if len(data) <= longest else data[: longest - 3].decode(errors="ignore") + "..."
 
 
-def _accepted(message: Message | _Refused) -> Message:
-    if isinstance(message, _Refused):
-        raise message.error
-    return message
-
-
-async def _all_accepted(
-    messages: AsyncIterator[Message | _Refused], idle_seconds: float | None = None
-) -> AsyncIterator[Message]:
+async def _all_parsed(requests: AsyncIterator[Unparsed], idle_seconds: float | None = None) -> AsyncIterator[Message]:
     """The messages, each awaited for `idle_seconds` at most. Raises DeadlineExceededError (STREAM_IDLE)."""
-    coming = aiter(messages)
+    coming = aiter(requests)
     while True:
         try:
             async with asyncio.timeout(idle_seconds):
-                message = await anext(coming)
+                request = await anext(coming)
         except StopAsyncIteration:
             return
         except TimeoutError as error:
             raise stream_idle(idle_seconds or 0.0) from error
-        yield _accepted(message)
+        yield request()
 
 
 def _request_id(context: Context) -> str:

@@ -90,6 +90,32 @@ class Tls(Section):
     )
 
 
+class Access(Section):
+    """Who may call."""
+
+    file: Path | None = Field(
+        None,
+        description="File of the callers, which `passerby token` writes: their roles and galleries, and digests of their "
+        "tokens. Read again when it changes. Without this setting whoever reaches the port may do everything.",
+    )
+
+
+class Audit(Section):
+    """The record of who searched, changed, erased and was refused; kept where `access.file` is set."""
+
+    folder: Path | None = Field(
+        None, description="Where it is kept; made when missing. Default: `audit` in the data folder."
+    )
+    key: Path | None = Field(
+        None,
+        description="File with the key that seals the records; made when missing. Default: `key` in the folder of the "
+        "records. Elsewhere is better: whoever has both can forge them.",
+    )
+    keep_days: float = Field(
+        0.0, ge=0, le=36_500, description="Records older than this are deleted, a day's file at a time; 0 keeps all."
+    )
+
+
 class Connections(Section):
     """Connections of clients: how many, and when the server closes one."""
 

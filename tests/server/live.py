@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,18 @@ from passerby_server.config import ServerConfig
 class Stubs:
     """All services of one server. Messages of up to 64 MiB may be sent, so that the server's limits are what is met."""
 
-    def __init__(self, port: int, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self, port: int, credentials: grpc.ChannelCredentials | None = None, interceptors: Sequence[Any] = ()
+    ) -> None:
         self.port = port
         target = f"127.0.0.1:{port}"
         options = [("grpc.max_send_message_length", 64 << 20), ("grpc.max_receive_message_length", 64 << 20)]
-        self.channel = (
+        channel = (
             grpc.insecure_channel(target, options)
             if credentials is None
             else grpc.secure_channel(target, credentials, options)
         )
+        self.channel = grpc.intercept_channel(channel, *interceptors)
         self.galleries = gallery_grpc.GalleryServiceStub(self.channel)
         self.tracklets = tracklet_grpc.TrackletServiceStub(self.channel)
         self.search = search_grpc.SearchServiceStub(self.channel)

@@ -53,6 +53,7 @@ def test_precedence(tmp_path: Path) -> None:
         ({"limits.max_message_bytes": "1000000"}, {}, "", "limits.max_frame_bytes is larger"),
         ({"tls.certificate": "c.pem"}, {}, "", "tls.certificate and tls.key belong together"),
         ({"tls.client_ca": "ca.pem"}, {}, "", "tls.client_ca needs tls.certificate and tls.key"),
+        ({"audit.keep_days": "30"}, {}, "", "audit.* needs access.file"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -75,9 +76,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["0.0.0.0:50051", "[::]:50051", "10.1.2.3:1", "server.example:50051"])
 def test_listening_beyond_this_machine_has_to_be_asked_for(address: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="neither TLS nor authentication yet") as raised:
+    with pytest.raises(InvalidArgumentError, match="there is no TLS .* and no authentication") as raised:
         load_config({"bundle": "b", "address": address})
     assert "--insecure-listen" in raised.value.message
+    tls = {"tls.certificate": "c.pem", "tls.key": "k.pem"}
+    with pytest.raises(InvalidArgumentError, match=r"there is no authentication \(access\.file\)"):
+        load_config({"bundle": "b", "address": address} | tls)
+    with pytest.raises(InvalidArgumentError, match=r"there is no TLS \(tls\.certificate, tls\.key\)"):
+        load_config({"bundle": "b", "address": address, "access.file": "callers.json"})
+    assert load_config({"bundle": "b", "address": address, "access.file": "callers.json"} | tls).address == address
     assert load_config({"bundle": "b", "address": address, "insecure_listen": True}).address == address
 
 

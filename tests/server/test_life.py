@@ -185,7 +185,7 @@ def test_the_command_serves_drains_and_keeps_what_it_acknowledged(bundle: Path, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--address", "0.0.0.0:0"], "neither TLS nor authentication yet"),
+        (["--address", "0.0.0.0:0"], "no TLS (tls.certificate, tls.key) and no authentication (access.file)"),
         (["--set", "limits.max_frame=3"], "did you mean limits.max_frames?"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--backend", "abacus"], "Input should be 'auto', 'openvino', 'onnxruntime', 'onnxruntime-cuda'"),
