@@ -1,4 +1,4 @@
-"""Tracklets on disk -> a gallery, over the client's bulk stream.
+"""Tracklets on disk or in a video -> a gallery, over the client's bulk stream.
 
     tracklets --reader threads, a little ahead--> requests --bulk stream--> server --acknowledged--> journal
 
@@ -10,12 +10,13 @@ stores nothing twice, with or without a journal.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,8 @@ from passerby_client import Client, tracklet_request
 from passerby_model.datasets import Tracklet
 
 from passerby_indexer.journal import Journal
-from passerby_indexer.scan import Span, known_identity
+from passerby_indexer.scan import known_identity
+from passerby_indexer.video import Crop, TrackedVideo, VideoTracklet
 
 READERS = 4
 IN_FLIGHT = 16
@@ -39,7 +41,7 @@ _FRAME_FIELD = re.compile(r"(?:frames\.frames|frame)\[(\d+)\]")
 
 @dataclass(frozen=True, slots=True)
 class UnreadableFrame:
-    """A frame that was left out, and why."""
+    """A frame that was left out, and why. path: of its file; of a frame of a video `walk.mp4#17`."""
 
     path: Path
     error: str
@@ -79,11 +81,13 @@ class IndexReport:
 class _Job:
     """A tracklet to send: `frames` are those of its frames that are still thought to be good."""
 
-    tracklet: Tracklet
-    frames: tuple[Path, ...]
+    tracklet: Tracklet | VideoTracklet
+    frames: tuple[Path | Crop, ...]
 
     @property
     def source(self) -> str:
+        if isinstance(self.tracklet, VideoTracklet):
+            return self.tracklet.source
         return f"{self.tracklet.frames[0].parent.resolve()}::{self.tracklet.key}"
 
 
@@ -99,12 +103,12 @@ class _Read:
 def index(
     client: Client,
     gallery_id: str,
-    dataset: Iterable[Tracklet],
+    dataset: Iterable[Tracklet] | TrackedVideo,
     *,
     journal: Path | None = None,
     identities: bool = True,
     camera_prefix: str = "",
-    times: Mapping[str, Span] | None = None,
+    limit: int | None = None,
     readers: int = READERS,
     max_in_flight: int = IN_FLIGHT,
     on_progress: Callable[[IndexReport], None] | None = None,
@@ -115,7 +119,7 @@ def index(
         journal: file of acknowledged tracklets, which are left out of this run; None for none.
         identities: store the data set's identities; otherwise all are unknown.
         camera_prefix: put before each camera id, to tell sites apart.
-        times: by `Tracklet.key`, where known.
+        limit: only so many tracklets.
         readers: threads that read frames ahead.
         max_in_flight: tracklets sent and not yet acknowledged.
         on_progress: called with the report so far whenever a tracklet is settled; never twice at the same time, though
@@ -133,14 +137,13 @@ def index(
         IndexReport(gallery.name),
         identities=identities,
         camera_prefix=camera_prefix,
-        times=times or {},
         max_in_flight=max_in_flight,
         on_progress=on_progress or (lambda report: None),
     )
     pool = ThreadPoolExecutor(readers, thread_name_prefix="passerby-reader")
     try:
         with Journal(journal, _identity_of(gallery)) if journal is not None else nullcontext() as acknowledged:
-            run.all(dataset, acknowledged, pool, ahead=2 * readers)
+            run.all(_tracklets(dataset, acknowledged, limit), acknowledged, pool, ahead=2 * readers)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return run.report
@@ -161,7 +164,6 @@ class _Run:
         *,
         identities: bool,
         camera_prefix: str,
-        times: Mapping[str, Span],
         max_in_flight: int,
         on_progress: Callable[[IndexReport], None],
     ) -> None:
@@ -170,14 +172,18 @@ class _Run:
         self._gallery = gallery
         self._identities = identities
         self._camera_prefix = camera_prefix
-        self._times = times
         self._max_in_flight = max_in_flight
         self._on_progress = on_progress
         self._start = time.monotonic()
         self._lock = threading.Lock()
 
     def all(
-        self, dataset: Iterable[Tracklet], journal: Journal | None, pool: ThreadPoolExecutor, *, ahead: int
+        self,
+        dataset: Iterable[Tracklet | VideoTracklet],
+        journal: Journal | None,
+        pool: ThreadPoolExecutor,
+        *,
+        ahead: int,
     ) -> None:
         jobs: Iterable[_Job] = (_Job(tracklet, tracklet.frames) for tracklet in dataset)
         while jobs:
@@ -227,30 +233,27 @@ class _Run:
     def _read(self, job: _Job) -> _Read:
         """In a reader thread."""
         frames, unreadable = [], []
-        for path in job.frames:
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                unreadable.append(UnreadableFrame(path, error.strerror or str(error)))
-                continue
+        for frame in job.frames:
+            data, problem = _data(frame)
             if data:
-                frames.append((path, data))
+                frames.append((frame, data))
             else:
-                unreadable.append(UnreadableFrame(path, "the file is empty"))
-        job = replace(job, frames=tuple(path for path, _ in frames))
+                unreadable.append(UnreadableFrame(_place(frame), problem))
+        job = replace(job, frames=tuple(frame for frame, _ in frames))
         request = self._request(job.tracklet, [data for _, data in frames]) if frames else None
         return _Read(job, request, tuple(unreadable))
 
-    def _request(self, tracklet: Tracklet, frames: Sequence[bytes]) -> tracklet_service_pb2.IngestTrackletRequest:
-        start, end = self._times.get(tracklet.key, (None, None))
+    def _request(
+        self, tracklet: Tracklet | VideoTracklet, frames: Sequence[bytes]
+    ) -> tracklet_service_pb2.IngestTrackletRequest:
         request = tracklet_request(
             self._gallery.name,
             frames,
             camera=self._camera_prefix + tracklet.camera,
             tracklet_id=stored_id(tracklet, self._camera_prefix),
             identity=known_identity(tracklet) if self._identities else "",
-            start_time=start,
-            end_time=end,
+            start_time=tracklet.start_time,
+            end_time=tracklet.end_time,
             labels={"source": tracklet.key},
         )
         request.request_id = ""
@@ -267,8 +270,8 @@ class _Run:
         }
         bad = {number: why for number, why in named.items() if number < len(job.frames)}
         with self._changing() as report:
-            report.unreadable.extend(UnreadableFrame(job.frames[number], bad[number]) for number in sorted(bad))
-        good = tuple(path for number, path in enumerate(job.frames) if number not in bad)
+            report.unreadable.extend(UnreadableFrame(_place(job.frames[number]), bad[number]) for number in sorted(bad))
+        good = tuple(frame for number, frame in enumerate(job.frames) if number not in bad)
         if not bad:
             self._fail(job, error.message)
         elif not good:
@@ -289,12 +292,14 @@ class _Run:
                 self._on_progress(self.report)
 
 
-def stored_id(tracklet: Tracklet, prefix: str = "") -> str:
-    """The id under which a tracklet is stored: MARS's own, else identity.camera.tracklet.
+def stored_id(tracklet: Tracklet | VideoTracklet, prefix: str = "") -> str:
+    """The id under which a tracklet is stored: MARS's own, else identity.camera.tracklet; of a video camera.tracklet.
 
     What an id may not hold is replaced, and a hash of the whole appended so that two names never become one.
     """
-    if tracklet.tracklet_id.startswith(f"{tracklet.identity}C"):
+    if isinstance(tracklet, VideoTracklet):
+        parts = [prefix + tracklet.camera, tracklet.tracklet_id]
+    elif tracklet.tracklet_id.startswith(f"{tracklet.identity}C"):
         parts = [prefix + tracklet.tracklet_id]
     else:
         parts = [tracklet.identity, prefix + tracklet.camera, tracklet.tracklet_id]
@@ -303,6 +308,30 @@ def stored_id(tracklet: Tracklet, prefix: str = "") -> str:
         return made
     digest = hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
     return re.sub(r"[^A-Za-z0-9._-]", "_", made)[:100] + "~" + digest
+
+
+def _tracklets(
+    dataset: Iterable[Tracklet] | TrackedVideo, journal: Journal | None, limit: int | None
+) -> Iterator[Tracklet | VideoTracklet]:
+    if isinstance(dataset, TrackedVideo):
+        # What the journal has need not be decoded.
+        return dataset.tracklets(lambda source: journal is not None and source in journal, limit=limit)
+    return itertools.islice(dataset, limit)
+
+
+def _data(frame: Path | Crop) -> tuple[bytes, str]:
+    """A frame as it goes over the wire; empty, and why, when it cannot be read."""
+    if isinstance(frame, Crop):
+        return frame.image, frame.problem
+    try:
+        data = frame.read_bytes()
+    except OSError as error:
+        return b"", error.strerror or str(error)
+    return data, "" if data else "the file is empty"
+
+
+def _place(frame: Path | Crop) -> Path:
+    return Path(frame.place) if isinstance(frame, Crop) else frame
 
 
 def _identity_of(gallery: resources_pb2.Gallery) -> str:

@@ -1,4 +1,4 @@
-"""`passerby index`: a folder of tracklets -> a gallery, with progress, resumable."""
+"""`passerby index`: a data set, or a video with its tracks -> a gallery, with progress, resumable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from passerby_client.commands.common import (
@@ -16,6 +16,7 @@ from passerby_client.commands.common import (
     Server,
     Timeout,
     connect,
+    parse_time,
     print_json,
 )
 
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from passerby_client import Client
+    from passerby_model.datasets import Tracklet
 
     from passerby_indexer.bulk import IndexReport
+    from passerby_indexer.video import TrackedVideo
 
 # The server may be restarted under a long run: so many attempts wait for about a minute.
 ATTEMPTS = 18
@@ -33,25 +36,48 @@ SHOWN_PROBLEMS = 20
 INTERRUPTED = 130
 
 
-class Layout(StrEnum):
-    """Layouts of a folder, see passerby_model.datasets."""
+class DataFormat(StrEnum):
+    """Formats of a data set, see passerby_model.datasets."""
 
     AUTO = "auto"
     MARS = "mars"
+    DUKE = "duke"
+    ILIDS = "ilids"
+    PRID = "prid"
+    RTF = "rtf"
+    STREET = "street"
+    MANIFEST = "manifest"
     PLAIN = "plain"
 
 
 def index(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Tracklets in the MARS or the plain layout.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A data set: a folder or a manifest (.csv, .parquet). With --tracks: a video."
+        ),
+    ],
     gallery: Annotated[str, typer.Option("--gallery", "-g", metavar="GALLERY", help="Id of the gallery to fill.")],
     create: Annotated[bool, typer.Option("--create", help="Create the gallery if there is none.")] = False,
-    layout: Annotated[
-        Layout,
-        typer.Option("--format", help="plain: IDENTITY/CAMERA/TRACKLET/FRAME.jpg; mars: bbox_train, bbox_test."),
-    ] = Layout.AUTO,
+    format: Annotated[
+        DataFormat, typer.Option("--format", help="plain: IDENTITY/CAMERA/TRACKLET/FRAME.jpg; auto goes by its signs.")
+    ] = DataFormat.AUTO,
     no_identities: Annotated[
         bool, typer.Option("--no-identities", help="Store everyone as unknown, whatever the folders are called.")
     ] = False,
+    tracks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="PATH is a video, or a folder of its frames; FILE has its tracks (MOT format)."
+        ),
+    ] = None,
+    camera: Annotated[str, typer.Option(metavar="CAMERA", help="With --tracks: which camera made the video.")] = "",
+    start: Annotated[
+        str | None, typer.Option(metavar="TIME", help="With --tracks: when the video begins (ISO 8601).")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(metavar="RATE", help="With --tracks: frames a second, where not the video's own.")
+    ] = None,
     camera_prefix: Annotated[
         str, typer.Option(metavar="TEXT", help="Put before each camera id, for example a site's name.")
     ] = "",
@@ -65,7 +91,7 @@ def index(
     timeout: Timeout = DEFAULT_TIMEOUT,
     as_json: Annotated[bool, typer.Option("--json", help="Write the summary as JSON for machines.")] = False,
 ) -> None:
-    """Store a folder of tracklets in a gallery.
+    """Store the tracklets of a data set, or of a video with its tracks, in a gallery.
 
     Repeating a run is harmless: nothing is stored twice. Frames that cannot be read are left out and reported. The
     exit status is 1 when a tracklet could not be stored.
@@ -73,15 +99,22 @@ def index(
     from passerby_client import RetryPolicy
 
     from passerby_indexer import bulk
-    from passerby_indexer.scan import scan
 
-    found = scan(folder, layout.value, limit=limit)
+    if tracks is None:
+        _refuse({"--camera": camera, "--start": start, "--fps": fps}, "only say more of a video: add --tracks FILE")
+        dataset: tuple[Tracklet, ...] | TrackedVideo
+        dataset, total = _data_set(path, format, limit)
+    else:
+        _refuse(
+            {"--format": format is not DataFormat.AUTO, "--no-identities": no_identities}, "do not go with --tracks"
+        )
+        dataset, total = _video(path, tracks, camera, start, fps, limit)
     latest: list[IndexReport] = []
     with connect(server, ca_file, timeout, retry=RetryPolicy(attempts=ATTEMPTS)) as client:
         if create:
             _create(client, gallery)
         try:
-            with _progress(len(found.tracklets)) as show:
+            with show_progress(total) as show:
 
                 def on_progress(report: IndexReport) -> None:
                     latest[:] = [report]
@@ -90,19 +123,46 @@ def index(
                 report = bulk.index(
                     client,
                     gallery,
-                    found.tracklets,
+                    dataset,
                     journal=journal,
                     identities=not no_identities,
                     camera_prefix=camera_prefix,
-                    times=found.times,
+                    limit=limit,
                     on_progress=on_progress,
                 )
         except KeyboardInterrupt:
-            typer.echo(_interrupted(latest, len(found.tracklets), journal), err=True)
+            typer.echo(_interrupted(latest, total, journal), err=True)
             raise typer.Exit(INTERRUPTED) from None
-    _print(report, as_json)
+    if as_json:
+        print_json(report_fields(report))
+    else:
+        print_report(report)
     if report.failed:
         raise typer.Exit(1)
+
+
+def _data_set(path: Path, format: DataFormat, limit: int | None) -> tuple[tuple[Tracklet, ...], int]:
+    from passerby_indexer.scan import scan
+
+    found = scan(path, format.value, limit=limit)
+    return found, len(found)
+
+
+def _video(
+    path: Path, tracks: Path, camera: str, start: str | None, fps: float | None, limit: int | None
+) -> tuple[TrackedVideo, int]:
+    from passerby_indexer.video import TrackedVideo
+
+    if not camera:
+        raise typer.BadParameter("say which camera made the video", param_hint="'--camera'")
+    video = TrackedVideo(path, tracks, camera=camera, start=parse_time(start), rate=fps)
+    return video, len(video.tracks[:limit])
+
+
+def _refuse(given: dict[str, object], why: str) -> None:
+    names = [f"'{name}'" for name, value in given.items() if value]
+    if names:
+        raise typer.BadParameter(why, param_hint=" / ".join(names))
 
 
 def _create(client: Client, gallery: str) -> None:
@@ -115,7 +175,7 @@ def _create(client: Client, gallery: str) -> None:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[IndexReport], None]]:
+def show_progress(total: int) -> Iterator[Callable[[IndexReport], None]]:
     """A bar on standard error with rate, time left and failures; nothing when that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -153,34 +213,35 @@ def _interrupted(latest: list[IndexReport], total: int, journal: Path | None) ->
     return f"\ninterrupted after {done} of {total} tracklets; {again}{hint}"
 
 
-def _print(report: IndexReport, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                "gallery": report.gallery,
-                "stored": report.stored,
-                "frames": report.frames,
-                "already_stored": report.already,
-                "seconds": round(report.seconds, 3),
-                "failed": [{"source": failure.source, "error": failure.error} for failure in report.failed],
-                "unreadable": [{"path": str(frame.path), "error": frame.error} for frame in report.unreadable],
-            }
-        )
-        return
+def report_fields(report: IndexReport) -> dict[str, Any]:
+    """The report for machines."""
+    return {
+        "gallery": report.gallery,
+        "stored": report.stored,
+        "frames": report.frames,
+        "already_stored": report.already,
+        "seconds": round(report.seconds, 3),
+        "failed": [{"source": failure.source, "error": failure.error} for failure in report.failed],
+        "unreadable": [{"path": str(frame.path), "error": frame.error} for frame in report.unreadable],
+    }
+
+
+def print_report(report: IndexReport) -> None:
+    """Writes the report for people."""
     rate = f" in {report.seconds:.1f} s, {report.stored / report.seconds:.1f} tracklets/s" if report.seconds else ""
     stored = f"{_count(report.stored, 'tracklet')} ({_count(report.frames, 'frame')})"
     typer.echo(f"{stored} stored in {report.gallery}{rate}")
     if report.already:
         typer.echo(f"{report.already} left out: the journal has them")
-    _list("frame", "left out, not readable", [f"{u.path}: {u.error}" for u in report.unreadable])
-    _list("tracklet", "not stored", [f"{f.source}: {f.error}" for f in report.failed])
+    list_problems("frame", "left out, not readable", [f"{u.path}: {u.error}" for u in report.unreadable])
+    list_problems("tracklet", "not stored", [f"{f.source}: {f.error}" for f in report.failed])
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _list(noun: str, what: str, lines: list[str]) -> None:
+def list_problems(noun: str, what: str, lines: list[str]) -> None:
     """Problems go to standard error, the first of them in full."""
     if not lines:
         return

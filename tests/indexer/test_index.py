@@ -37,7 +37,7 @@ def stored(client: Client, gallery: str) -> dict[str, int]:
 
 def test_everything_is_stored_with_what_is_known_of_it(client: Client, gallery: str, folder: Path) -> None:
     seen: list[int] = []
-    report = index(client, gallery, scan(folder).tracklets, on_progress=lambda r: seen.append(r.done))
+    report = index(client, gallery, scan(folder), on_progress=lambda r: seen.append(r.done))
     assert (report.stored, report.frames, report.failed, report.unreadable) == (8, 24, [], [])
     assert report.seconds > 0
     assert seen == sorted(seen)
@@ -48,8 +48,8 @@ def test_everything_is_stored_with_what_is_known_of_it(client: Client, gallery: 
 
 
 def test_a_repeated_run_stores_nothing_twice(client: Client, gallery: str, folder: Path) -> None:
-    index(client, gallery, scan(folder).tracklets)
-    again = index(client, gallery, scan(folder).tracklets)
+    index(client, gallery, scan(folder))
+    again = index(client, gallery, scan(folder))
     assert again.stored == 8
     assert again.failed == []
     assert len(stored(client, gallery)) == 8
@@ -58,7 +58,7 @@ def test_a_repeated_run_stores_nothing_twice(client: Client, gallery: str, folde
 def test_an_interrupted_run_is_resumed_by_its_journal(
     client: Client, gallery: str, folder: Path, tmp_path: Path
 ) -> None:
-    tracklets = scan(folder).tracklets
+    tracklets = scan(folder)
 
     def until_interrupted() -> Iterator[Tracklet]:
         yield from tracklets[:5]
@@ -81,10 +81,10 @@ def test_a_journal_of_a_deleted_gallery_counts_for_nothing(
     client: Client, gallery: str, folder: Path, tmp_path: Path
 ) -> None:
     journal = tmp_path / "j.jsonl"
-    index(client, gallery, scan(folder).tracklets, journal=journal)
+    index(client, gallery, scan(folder), journal=journal)
     client.delete_gallery(gallery, force=True)
     client.create_gallery(gallery)
-    assert index(client, gallery, scan(folder).tracklets, journal=journal).stored == 8
+    assert index(client, gallery, scan(folder), journal=journal).stored == 8
     assert len(stored(client, gallery)) == 8
 
 
@@ -97,7 +97,7 @@ def test_unreadable_frames_are_named_and_left_out(client: Client, gallery: str, 
     empty.write_bytes(b"")
     dangling = folder / "d/1/t1/003.jpg"
     dangling.symlink_to(folder / "nowhere")
-    report = index(client, gallery, scan(folder).tracklets)
+    report = index(client, gallery, scan(folder))
     assert {frame.path for frame in report.unreadable} == {text, torn, empty, dangling}
     assert all(frame.error for frame in report.unreadable)
     assert report.failed == []
@@ -111,7 +111,7 @@ def test_a_tracklet_without_a_good_frame_fails_and_the_run_goes_on(client: Clien
         path.write_text("not an image")
     for path in (folder / "b/1/t1").iterdir():
         path.write_bytes(b"")
-    report = index(client, gallery, scan(folder).tracklets)
+    report = index(client, gallery, scan(folder))
     assert sorted(failure.source for failure in report.failed) == ["a/1/t1", "b/1/t1"]
     assert all("not one of its frames" in failure.error for failure in report.failed)
     assert len(report.unreadable) == 6
@@ -122,28 +122,31 @@ def test_a_tracklet_without_a_good_frame_fails_and_the_run_goes_on(client: Clien
 def test_two_folders_with_the_same_names_do_not_replace_each_other(
     client: Client, gallery: str, folder: Path, tmp_path: Path
 ) -> None:
-    index(client, gallery, scan(folder).tracklets)
+    index(client, gallery, scan(folder))
     other = tmp_path / "other/a/1/t1"
     other.mkdir(parents=True)
     (other / "1.jpg").write_bytes((folder / "d/2/t1/000.jpg").read_bytes())
-    clash = index(client, gallery, scan(tmp_path / "other").tracklets)
+    clash = index(client, gallery, scan(tmp_path / "other"))
     assert [failure.source for failure in clash.failed] == ["a/1/t1"]
-    apart = index(client, gallery, scan(tmp_path / "other").tracklets, camera_prefix="south-")
+    apart = index(client, gallery, scan(tmp_path / "other"), camera_prefix="south-")
     assert apart.stored == 1
     assert {t.camera_id for t in client.list_tracklets(gallery)} == {"1", "2", "south-1"}
 
 
 def test_identities_can_be_left_out(client: Client, gallery: str, folder: Path) -> None:
-    index(client, gallery, scan(folder).tracklets, identities=False)
+    index(client, gallery, scan(folder), identities=False)
     assert {tracklet.identity_id for tracklet in client.list_tracklets(gallery)} == {""}
 
 
 def test_times_of_a_street_are_stored(client: Client, gallery: str, tmp_path: Path) -> None:
     write(StreetConfig(identities=2, cameras=1, frames=2, seed=3), tmp_path / "street")
     found = scan(tmp_path / "street")
-    index(client, gallery, found.tracklets, times=found.times)
+    index(client, gallery, found)
+    times = {one.key: (one.start_time, one.end_time) for one in found}
     for tracklet in client.list_tracklets(gallery):
-        start, end = found.times[tracklet.labels["source"]]
+        start, end = times[tracklet.labels["source"]]
+        assert start is not None
+        assert end is not None
         assert abs((tracklet.start_time.ToDatetime(tzinfo=UTC) - start).total_seconds()) < 0.001
         assert abs((tracklet.end_time.ToDatetime(tzinfo=UTC) - end).total_seconds()) < 0.001
 
@@ -166,7 +169,7 @@ def test_progress_is_shown_by_one_thread_at_a_time(tmp_path: Path) -> None:
         showing.release()
 
     with faulty_server() as (address, _), Client(address) as client:
-        report = index(client, "g", scan(tmp_path / "data").tracklets, on_progress=show)
+        report = index(client, "g", scan(tmp_path / "data"), on_progress=show)
     assert (report.stored, len(report.failed)) == (20, 20)
     assert counts == list(range(1, 41))
     assert len(threads) == 2
@@ -174,13 +177,13 @@ def test_progress_is_shown_by_one_thread_at_a_time(tmp_path: Path) -> None:
 
 def test_no_gallery(client: Client, folder: Path) -> None:
     with pytest.raises(NotFoundError):
-        index(client, "nowhere", scan(folder).tracklets)
+        index(client, "nowhere", scan(folder))
 
 
 def test_a_server_that_breaks_off_is_found_again(folder: Path, tmp_path: Path) -> None:
     with faulty_server() as (address, faults), Client(address, retry=RetryPolicy(initial_backoff=0.01)) as client:
         faults.break_after = 3
-        report = index(client, "g", scan(folder).tracklets, journal=tmp_path / "j.jsonl", max_in_flight=2)
+        report = index(client, "g", scan(folder), journal=tmp_path / "j.jsonl", max_in_flight=2)
     assert report.stored == 8
     assert len(faults.stored) == 8
 
@@ -194,10 +197,10 @@ def test_a_server_that_stays_away_ends_the_run_and_the_journal_keeps_what_was_do
         faults.break_after = 4
         faults.errors["BulkIngestTracklets"].extend([None, *[UnavailableError("gone")] * 5])
         with pytest.raises(UnavailableError):
-            index(client, "g", scan(folder).tracklets, journal=journal, max_in_flight=1)
+            index(client, "g", scan(folder), journal=journal, max_in_flight=1)
         assert len(journal.read_text().splitlines()) == 4
         faults.errors.clear()
-        report = index(client, "g", scan(folder).tracklets, journal=journal)
+        report = index(client, "g", scan(folder), journal=journal)
     assert (report.already, report.stored) == (4, 4)
     assert len(faults.stored) == 8
 
@@ -205,7 +208,7 @@ def test_a_server_that_stays_away_ends_the_run_and_the_journal_keeps_what_was_do
 def test_a_refusal_of_something_else_is_not_repaired(folder: Path) -> None:
     with faulty_server() as (address, faults), Client(address) as client:
         faults.item_errors.append(InvalidArgumentError.of("tracklet.camera_id", "is not liked"))
-        report = index(client, "g", scan(folder).tracklets)
+        report = index(client, "g", scan(folder))
     assert [failure.error for failure in report.failed] == ["tracklet.camera_id: is not liked"]
     assert len(faults.requests("item")) == 8
 
