@@ -6,7 +6,7 @@ fp16       encoder.fp16.onnx           ONNX Runtime, OpenVINO    float16, comput
 w8         encoder.w8.onnx             ONNX Runtime, OpenVINO    int8, computed in float32
 bf16       encoder.bf16.xml, .bin      OpenVINO                  bfloat16, NCC in float32
 int8       encoder.int8.onnx           ONNX Runtime, TensorRT    int8, COSAM in float32
-           encoder.int8.xml, .bin      OpenVINO                  int8, COSAM in float32
+           encoder.int8.xml, .bin      OpenVINO                  int8, COSAM in bfloat16 or float32, NCC in float32
 """
 
 from __future__ import annotations
@@ -149,6 +149,6 @@ def _record(graph: onnx.ModelProto, calibration: Calibration, made: Quantised) -
     return {
         "calibrated_on": calibration.data,
         "snippets": len(calibration.seen),
-        "kept_in_float32": [*cosam, *made.kept],
+        "kept_in_float": [*cosam, *made.kept],
         "cosine_on_unseen": round(made.cosine, 6),
     }

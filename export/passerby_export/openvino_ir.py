@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from passerby.errors import FailedPreconditionError
 from passerby_model.backends.base import NCC_SCOPE
 from passerby_model.backends.openvino_package import import_openvino, openvino_core
@@ -57,6 +59,31 @@ def save_ir(model: Any, path: Path) -> tuple[Path, Path]:
                 stream.write(bytes(_PROBE))
         raise
     return files
+
+
+def shield_correlation(model: Any) -> None:
+    """Rewrites the means of the correlation of a quantised model, in place, so that their float32 can be relied on.
+
+    OpenVINO takes a factor before a sum for a scale of quantisation: it moves the factor behind the sum and forgets
+    what was said of its number format (2026.4). A product with a column of that factor is the same and is left alone.
+    """
+    make = import_module("openvino.opset13")
+    for total in model.get_ordered_ops():
+        if total.get_type_name() != "ReduceSum" or NCC_SCOPE not in total.get_friendly_name():
+            continue
+        scaled, axes = (total.input_value(place).get_node() for place in (0, 1))
+        factor = scaled.input_value(1).get_node() if scaled.get_type_name() == "Multiply" else None
+        if factor is None or factor.get_type_name() != "Constant":
+            continue
+        shape, (axis,) = scaled.get_output_partial_shape(0), axes.get_data().ravel()
+        last = axis in (-1, len(shape) - 1)
+        column = np.full(shape[int(axis)].get_length(), factor.get_data().item(), np.float32)
+        weights = make.constant(column[:, None] if last else column[None, :])
+        rows = scaled.input_value(0)
+        product = make.matmul(rows, weights, False, False) if last else make.matmul(weights, rows, False, False)
+        product.set_friendly_name(total.get_friendly_name())
+        total.output(0).replace(product.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def write_ir(model: Any, path: Path) -> tuple[Path, Path]:

@@ -4,9 +4,11 @@
     weights   symmetric, a scale for each output channel
     between   a scale for each tensor, from the least and the greatest value that calibration saw; a percentile instead
               cut off a dark snippet's features (measured: cosine 0.73 against 0.99)
-    kept      where that is not enough, groups of layers stay in float32, the most sensitive ones first
+    kept      the first convolution, which sees the picture itself and is 2 % of the work, in float; where that is not
+              enough, further groups of layers, the most sensitive ones first
 
-OpenVINO gets an IR from NNCF, which knows what its CPU plugin fuses; ONNX Runtime and TensorRT get an ONNX graph with
+OpenVINO gets an IR from NNCF, which knows what its CPU plugin fuses, and computes what is not quantised in bf16 where the
+processor has it, but for NCC. ONNX Runtime and TensorRT get an ONNX graph with
 QuantizeLinear and DequantizeLinear around each layer, zero points 0 and biases in float32, as TensorRT demands.
 """
 
@@ -17,7 +19,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,10 +29,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from passerby.errors import FailedPreconditionError
+from passerby_model.backends.base import UNQUANTISED
+from passerby_model.backends.choice import processor_has_bf16
 from passerby_model.backends.openvino_package import openvino_core
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME
 
-from .openvino_ir import openvino, read_model, write_ir
+from .openvino_ir import openvino, read_model, shield_correlation, write_ir
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ _DARK_EVERY, _DARKER = 4, 8  # every fourth snippet is calibrated on once more, 
 _COSAM = "/cosam."
 _LAYERS = {"Conv", "Gemm", "MatMul"}
 _OPENVINO_LAYERS = {"Convolution", "GroupConvolution", "MatMul"}
+_FIRST = "encoder/backbone.stem"
 _GROUP = re.compile(r"(encoder/backbone\.\w+(?:/\d+)?|encoder/[^/]+)")
 
 
@@ -77,33 +82,36 @@ def groups_of(graph: onnx.ModelProto) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Quantised:
-    """`kept`: groups that stayed in float32; `cosine`: the least on snippets that calibration did not see."""
+    """`kept`: groups that stayed in float; `cosine`: the least on snippets that calibration did not see."""
 
     kept: tuple[str, ...]
     cosine: float
 
 
 def keep_until_good(
-    error_of: Callable[[Sequence[str]], float], worst_first: Callable[[], Sequence[str]], goal: float = GOAL
+    error_of: Callable[[Sequence[str]], float],
+    worst_first: Callable[[], Sequence[str]],
+    goal: float = GOAL,
+    always: Sequence[str] = (),
 ) -> Quantised:
-    """Which groups have to stay in float32: none, or the most sensitive ones, one more at a time, up to a half.
+    """Which groups have to stay in float: `always`, or more, the most sensitive ones, one at a time, up to a half.
 
     Args:
         error_of: the least cosine with these groups kept, all others quantised.
         worst_first: all groups, the most sensitive ones first; asked for only when it is needed.
     """
-    reached = error_of(())
-    kept: list[str] = []
+    kept = list(always)
+    reached = error_of(kept)
     if reached < goal:
-        order = worst_first()
+        order = [name for name in worst_first() if name not in kept]
         for name in order[: len(order) // 2]:
             kept.append(name)
             reached = error_of(kept)
-            log.info("%s kept in float32: cosine %.6f", name, reached)
+            log.info("%s kept in float: cosine %.6f", name, reached)
             if reached >= goal:
                 break
     if reached < goal:
-        log.warning("int8 reaches cosine %.6f of the %.3f aimed at, with half of the layers in float32", reached, goal)
+        log.warning("int8 reaches cosine %.6f of the %.3f aimed at, with half of the layers in float", reached, goal)
     return Quantised(tuple(kept), reached)
 
 
@@ -123,8 +131,13 @@ class OpenVinoQuantiser:
 
     def write(self, target: Path) -> tuple[tuple[Path, Path], Quantised]:
         """The IR at `target` (.xml), and what was kept."""
-        made = keep_until_good(lambda kept: self._error(self._in_float(set(kept))), lambda: self.worst_first)
-        return write_ir(self._quantise(made.kept) if made.kept else self._all, target), made
+        made = keep_until_good(
+            lambda kept: self._error(self._in_float(set(kept))), lambda: self.worst_first, always=_first(self._groups)
+        )
+        model = self._quantise(made.kept) if made.kept else self._all
+        shield_correlation(model)
+        model.set_rt_info("bf16" if processor_has_bf16() else "f32", [*UNQUANTISED])
+        return write_ir(model, target), made
 
     def _quantise(self, kept: Sequence[str]) -> Any:
         nncf = _nncf()
@@ -194,7 +207,7 @@ class OnnxQuantiser:
             self._quantise(target, kept)
             return least_cosine(self._encode(target), self._expected)
 
-        return keep_until_good(error_of, self._worst_first)
+        return keep_until_good(error_of, self._worst_first, always=_first(self._groups))
 
     def _quantise(self, target: Path, kept: Sequence[str]) -> None:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
@@ -235,6 +248,10 @@ def least_cosine(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> 
     """Of descriptors (S, D), row by row."""
     lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(expected, axis=1)
     return float(((actual * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)).min())
+
+
+def _first(groups: Iterable[str]) -> list[str]:
+    return [name for name in groups if name.startswith(_FIRST)]
 
 
 def _is_in(name: str, groups: set[str]) -> bool:

@@ -75,7 +75,7 @@ def silhouette(masks: Mapping[int, Tensor], silhouettes: Tensor) -> Tensor:
         return torch.zeros((), device=silhouettes.device)
     truth, parts = silhouettes[known].float(), []
     for mask in masks.values():
-        share = F.adaptive_avg_pool2d(truth, mask.shape[-2:])
+        share = F.adaptive_avg_pool2d(truth, (mask.shape[-2], mask.shape[-1]))
         target = BACKGROUND_MASK + share * (PERSON_MASK - BACKGROUND_MASK)
         parts.append(F.binary_cross_entropy(mask[known].float().clamp(1e-6, 1 - 1e-6), target))
     return torch.stack(parts).mean()

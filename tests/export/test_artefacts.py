@@ -18,6 +18,7 @@ from passerby_export.quantise import OpenVinoQuantiser, calibration_of, groups_o
 from passerby_export.samples import read_tracklets, sample_snippets
 from passerby_model.backends import open_artefact, open_backend, open_encoder
 from passerby_model.backends.base import NCC_SCOPE
+from passerby_model.backends.choice import processor_has_bf16
 from passerby_model.backends.openvino import OpenVinoBackend
 from passerby_model.bundle import Bundle, Manifest
 
@@ -109,16 +110,21 @@ def test_a_correlation_in_bf16_is_refused(bundle: Bundle) -> None:
     assert caught.value.reason == "NCC_PRECISION"
 
 
-def test_int8_quantises_all_but_cosam(bundle: Bundle) -> None:
+def test_int8_quantises_all_but_the_first_convolution_and_cosam(bundle: Bundle) -> None:
     graph = onnx.load(bundle.root / "encoder.int8.onnx").graph
     decoded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     inside = {node.name: decoded >= set(node.input[:2]) for node in graph.node if node.op_type in ("Conv", "Gemm")}
-    assert all(inside[name] == ("/cosam." not in name) for name in inside)
-    assert sum(inside.values()) == 20
+    assert all(inside[name] == ("/cosam." not in name and "backbone.stem" not in name) for name in inside)
+    assert sum(inside.values()) == 19
     backend = open_backend(bundle, "openvino", precision="int8")
     assert isinstance(backend, OpenVinoBackend)
     layers = [op for op in backend.executed() if any("/Conv" in name for name in op.layers)]
-    assert sum(op.computed_in in ("u8", "i8") for op in layers) == 20
+    assert sum(op.computed_in in ("u8", "i8") for op in layers) == 19
+    rest = {"bf16"} if processor_has_bf16() else {"f32"}
+    assert {op.computed_in for op in layers} - {"u8", "i8"} == rest
+    correlation = [op for op in backend.executed() if any(NCC_SCOPE in name for name in op.layers)]
+    assert correlation
+    assert {op.computed_in for op in correlation} == {"f32"}
 
 
 def test_int8_for_onnx_is_for_tensorrt_too(bundle: Bundle) -> None:
@@ -174,13 +180,18 @@ def test_a_sensitive_block_is_found_and_kept(network: Network, tmp_path: Path) -
     assert isinstance(backend, OpenVinoBackend)
     kept = [op for op in backend.executed() if any(name.startswith(f"{made.kept[0]}/bn") for name in op.layers)]
     assert kept
-    assert {op.computed_in for op in kept} == {"f32"}
+    assert {op.computed_in for op in kept} <= {"f32", "bf16"}
 
 
 def test_layers_are_kept_until_the_goal_is_reached() -> None:
     cosines = {(): 0.9, ("b",): 0.95, ("b", "a"): 0.999}
     made = keep_until_good(lambda kept: cosines[tuple(kept)], lambda: ["b", "a", "c", "d"])
     assert (made.kept, made.cosine) == (("b", "a"), 0.999)
+
+
+def test_the_first_convolution_is_kept_whatever_the_cosine() -> None:
+    made = keep_until_good(lambda kept: 0.9995, lambda: pytest.fail("not needed"), always=["stem"])
+    assert made.kept == ("stem",)
 
 
 def test_nothing_is_kept_and_nothing_ranked_when_it_is_good_at_once() -> None:

@@ -185,7 +185,7 @@ def _open(
             f"{path} has to be in a bundle before it runs on {runtime}: `passerby bundle verify` proves it there",
             reason="BACKEND_FORMAT",
         )
-    computed_in = options.inference_precision or ("bf16" if precision == "bf16" else "f32")
+    computed_in = options.inference_precision or ("bf16" if precision == "bf16" else None)
     if runtime == "openvino":
         return _open_openvino(path, manifest, precision, replace(options, inference_precision=computed_in), files)
     if format == "openvino":
@@ -193,7 +193,7 @@ def _open(
             f"{path} is an OpenVINO IR, which ONNX Runtime cannot run: use the OpenVINO backend",
             reason="BACKEND_FORMAT",
         )
-    if computed_in != "f32":
+    if computed_in == "bf16":
         raise FailedPreconditionError(
             "ONNX Runtime computes in f32 only: use the OpenVINO backend for bf16", reason="BACKEND_FORMAT"
         )
@@ -218,7 +218,7 @@ def _open_openvino(
             precision=precision,
             threads=options.threads,
             streams=options.streams,
-            inference_precision=options.inference_precision or "f32",
+            inference_precision=options.inference_precision,
             cache=options.cache,
             files=files,
         )

@@ -30,6 +30,8 @@ MASK_OUTPUT = re.compile(r"mask_cosam(\d+)")
 COST_VOLUME_OUTPUT = re.compile(r"cost_volume_cosam(\d+)")
 NCC_SCOPE = "/ncc/"
 """In the name of every operator of a COSAM's correlation, and of no other; it is computed in float32 always."""
+UNQUANTISED = ("passerby", "unquantised")
+"""Where an IR of int8 says in which number format the layers that are not quantised were proven: bf16 or f32."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from passerby_model.backends.base import (
     COST_VOLUME_OUTPUT,
     MASK_OUTPUT,
     NCC_SCOPE,
+    UNQUANTISED,
     BackendName,
     Encoded,
     EncoderSpec,
@@ -62,7 +63,7 @@ class OpenVinoBackend:
         precision: str = "fp32",
         threads: int = 0,
         streams: int = 1,
-        inference_precision: InferencePrecision = "f32",
+        inference_precision: InferencePrecision | None = None,
         cache: Path | None = None,
         files: Mapping[str, str] | None = None,
     ) -> None:
@@ -72,7 +73,8 @@ class OpenVinoBackend:
             manifest: what the bundle says of the encoder, checked against the graph.
             threads: CPU threads in all; 0 takes every core that the process may use.
             streams: calls that compute at the same time, each with threads / streams threads.
-            inference_precision: number format of what is not quantised.
+            inference_precision: number format of what is not quantised; None for what the file says (`UNQUANTISED`),
+                else f32.
             cache: the cache folder, where what is compiled is kept; None compiles each time.
             files: the encoder's files and their sha256, which say whether what is kept is of this encoder.
 
@@ -85,6 +87,7 @@ class OpenVinoBackend:
         model = core.read_model(path)
         spec = _spec(path, model)
         self.spec: EncoderSpec = spec if manifest is None else check_manifest(spec, manifest)
+        inference_precision = inference_precision or _unquantised(model)
         self.precision = "bf16" if inference_precision == "bf16" and precision == "fp32" else precision
         settings = _settings(threads, streams, inference_precision)
         if cache is None or not files:
@@ -157,6 +160,12 @@ def _copy(request: Any, name: str) -> NDArray[np.float32]:
 def _value(info: Any, key: str) -> Any:
     value = info[key]
     return getattr(value, "value", value)  # plain, or wrapped in OpenVINO's Any
+
+
+def _unquantised(model: Any) -> InferencePrecision:
+    """bf16 where the file was proven with it, and the processor has it."""
+    said = model.get_rt_info([*UNQUANTISED]).astype(str) if model.has_rt_info([*UNQUANTISED]) else "f32"
+    return "bf16" if said == "bf16" and "BF16" in capabilities() else "f32"
 
 
 def _settings(threads: int, streams: int, inference_precision: InferencePrecision) -> dict[str, Any]:
