@@ -42,11 +42,16 @@ class State(Collector):
         self._counted = -FRESH_SECONDS
         self._lock = threading.Lock()
 
+    def serving(self) -> bool:
+        """Whether calls are answered."""
+        loaded = self._runtime.newest
+        return loaded is not None and loaded.encoder.batcher.healthy and not self._runtime.draining.is_set()
+
     def collect(self) -> Iterator[Metric]:
         """Every family each time, without samples where there is nothing to say yet."""
         loaded = self._runtime.newest
-        serving = loaded is not None and not self._runtime.draining.is_set()
-        yield _gauge("passerby_serving", "1 while calls are answered, 0 while loading and draining.", serving)
+        about = "1 while calls are answered, 0 while loading and draining, and while the encoder hangs."
+        yield _gauge("passerby_serving", about, self.serving())
         yield _gauge("passerby_calls_in_progress", "Calls being worked on.", self._guard.calls)
         yield _gauge("passerby_streams_in_progress", "Streams among them.", self._guard.streams)
         yield from self._queue(loaded)

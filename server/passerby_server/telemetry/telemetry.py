@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from passerby.v1 import gallery_service_pb2, model_service_pb2, search_service_pb2, tracklet_service_pb2
 from prometheus_client.registry import Collector
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _API = (gallery_service_pb2, tracklet_service_pb2, search_service_pb2, model_service_pb2)
 
 
+class Watched(Collector, Protocol):
+    """A server's state: its figures, and whether it answers calls."""
+
+    def serving(self) -> bool: ...
+
+
 class Telemetry:
     """The `Observer` of all calls of one server."""
 
@@ -30,14 +36,16 @@ class Telemetry:
         if tracing is not None:
             self._closing.callback(tracing.close)
 
-    def listen(self, address: str, state: Collector) -> int:
+    def listen(self, address: str, state: Watched) -> int:
         """Counts `state` among the metrics, and serves them at `address`, if there is one; the port, else 0.
 
         Raises:
             FailedPreconditionError: the port is taken, or the address is not this machine's (ADDRESS).
         """
         self.metrics.registry.register(state)
-        return self._closing.enter_context(Endpoint(address, self.metrics.registry)).port if address else 0
+        if not address:
+            return 0
+        return self._closing.enter_context(Endpoint(address, self.metrics.registry, state.serving)).port
 
     def close(self) -> None:
         """Stops serving metrics, and sends the last spans. May be repeated."""

@@ -6,6 +6,7 @@ import re
 import socket
 import time
 import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -148,6 +149,22 @@ def test_the_port_closes_with_the_server(bundle: Path, tmp_path: Path) -> None:
         assert text(port)
     with pytest.raises(urllib.error.URLError):
         text(port)
+
+
+def health(port: int) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_probes_without_grpc_see_the_same_health(watched: LiveServer) -> None:
+    port = watched.server.metrics_port
+    assert health(port) == (200, b"SERVING\n")
+    watched.on_loop(watched.server.runtime.draining.set)
+    assert health(port) == (503, b"NOT_SERVING\n")
+    assert value(samples(watched), "passerby_serving") == 0
 
 
 def test_a_taken_port_is_an_error(bundle: Path, tmp_path: Path) -> None:
