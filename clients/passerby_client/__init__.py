@@ -21,17 +21,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from passerby_client._channel import DEFAULT_TARGET
     from passerby_client._frames import FrameInput
-    from passerby_client._requests import tracklet_request
+    from passerby_client._requests import tracklet_header, tracklet_request
     from passerby_client._retry import RetryPolicy
     from passerby_client._sync.client import Client
 
-__all__ = ["DEFAULT_TARGET", "Client", "FrameInput", "RetryPolicy", "tracklet_request"]
+__all__ = ["DEFAULT_TARGET", "Client", "FrameInput", "RetryPolicy", "tracklet_header", "tracklet_request"]
 
 _HOMES = {
     "Client": "passerby_client._sync.client",
     "DEFAULT_TARGET": "passerby_client._channel",
     "FrameInput": "passerby_client._frames",
     "RetryPolicy": "passerby_client._retry",
+    "tracklet_header": "passerby_client._requests",
     "tracklet_request": "passerby_client._requests",
 }
 

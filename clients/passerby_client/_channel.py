@@ -7,7 +7,8 @@ is under way when it is closed ends with CancelledError, in both kinds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -27,6 +28,10 @@ RECONNECT_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
+
+# grpc.aio's word for a message that could not be sent, and how long the server's own word is awaited then.
+LOST_WRITE = "Internal error from Core"
+LOST_WRITE_SECONDS = 1.0
 
 Answer = TypeVar("Answer")
 Options = Sequence[tuple[str, int | str]]
@@ -60,13 +65,17 @@ def channel(target: str, credentials: grpc.ChannelCredentials | None, options: O
 async def async_answer(attempt: Callable[[float], Awaitable[Answer]], seconds: float) -> Answer:
     """One attempt of a call that has one answer, with a deadline. Raises PasserbyError, ChannelClosed."""
     try:
-        return await attempt(seconds)
+        call: Any = attempt(seconds)
+        ending = _Ending(call)
+        found: Answer = await call
     except grpc.RpcError as raised:
-        raise from_rpc_error(raised) from None
+        error = await ending.of_server(raised)
+        raise error or UnavailableError("the answer was lost at the end of the call") from None
     except grpc.aio.UsageError:
         raise ChannelClosed from None
     except asyncio.CancelledError:
         raise _whose_cancellation() from None
+    return found
 
 
 def answer(attempt: Callable[[float], Answer], seconds: float) -> Answer:
@@ -97,11 +106,14 @@ def open_stream(method: Callable[..., Any], requests: Iterator[Any], timeout: fl
 
 async def async_answers(call: Any) -> AsyncIterator[Any]:
     """The answers of an open stream. Raises PasserbyError."""
+    ending = _Ending(call)
     try:
         async for message in call:
             yield message
     except grpc.RpcError as raised:
-        raise from_rpc_error(raised) from None
+        error = await ending.of_server(raised)
+        if error is not None:
+            raise error from None
     except asyncio.CancelledError:
         raise _whose_cancellation() from None
 
@@ -123,6 +135,48 @@ def explained(error: PasserbyError, target: str) -> PasserbyError:
             reason=error.reason,
         )
     return error
+
+
+class _Ending:
+    """How the server ended an asynchronous call.
+
+    When a server ends a call while a message to it is on its way, grpc.aio puts "Internal error from Core" over the
+    server's own status, or before it, as it happens (https://github.com/grpc/grpc/issues/36066). So each status is noted
+    as it comes, and the server's is told from gRPC's.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._said: grpc.aio.AioRpcError | None = None
+        self._known = asyncio.Event()
+        call.add_done_callback(self._note)
+
+    async def of_server(self, raised: grpc.RpcError) -> PasserbyError | None:
+        """The error behind `raised`; None when the server had ended the call in order."""
+        if not isinstance(raised, grpc.aio.AioRpcError) or raised.details() != LOST_WRITE:
+            return from_rpc_error(raised)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOST_WRITE_SECONDS):
+                await self._known.wait()
+        if self._said is None:  # the connection broke, too
+            return UnavailableError("the connection broke while a message was sent")
+        return None if self._said.code() is grpc.StatusCode.OK else from_rpc_error(self._said)
+
+    def _note(self, call: Any) -> None:
+        details = _at_once(call.details())
+        if self._said is None and details != LOST_WRITE:
+            code, trailing = _at_once(call.code()), _at_once(call.trailing_metadata())
+            self._said = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details)
+            self._known.set()
+
+
+def _at_once(known: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that need not wait for it; None for one that would."""
+    try:
+        known.send(None)
+    except StopIteration as done:
+        return done.value
+    known.close()
+    return None
 
 
 def _whose_cancellation() -> BaseException:

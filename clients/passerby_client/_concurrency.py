@@ -23,9 +23,9 @@ Semaphore = threading.Semaphore
 async_sleep = asyncio.sleep
 sleep = time.sleep
 
-# What ends a task from outside; nothing ends a thread.
-ASYNC_CANCELLED: tuple[type[BaseException], ...] = (asyncio.CancelledError,)
-CANCELLED: tuple[type[BaseException], ...] = ()
+# What ends a task or a generator from outside; nothing ends a thread.
+ASYNC_CANCELLED: tuple[type[BaseException], ...] = (asyncio.CancelledError, GeneratorExit)
+CANCELLED: tuple[type[BaseException], ...] = (GeneratorExit,)
 
 
 async def async_made(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -16,19 +16,19 @@ from passerby_client._lazy import Entry, LazyGroup
 
 COMMANDS: Mapping[str, Entry] = {
     "serve": Entry("passerby_server.cli:serve", "Start the server on a model bundle.", "server"),
-    "index": Entry("passerby_indexer.cli:index", "Store a folder of tracklets in a gallery."),
+    "index": Entry("passerby_indexer.cli:index", "Store the tracklets of a data set or a video."),
     "search": Entry("passerby_client.commands.search:search", "Find where and when a person was seen."),
     "gallery": Entry("passerby_client.commands.gallery:app", "Create and delete galleries; retention, audit, backups."),
     "tracklet": Entry(
         "passerby_client.commands.tracklet:app", "List and delete tracklets; correct and erase identities."
     ),
     "model": Entry("passerby_client.commands.model:app", "Show which model the server runs."),
-    "config": Entry("passerby_server.config_cli:app", "Show and check the server's settings.", "server"),
-    "top": Entry("passerby_server.telemetry.top_cli:top", "Watch a server: rates, times, queue, galleries.", "server"),
     "token": Entry("passerby_server.security.token_cli:app", "Say who may call a server: tokens and roles.", "server"),
     "audit": Entry(
         "passerby_server.security.audit_cli:app", "Verify and show who searched, changed and erased.", "server"
     ),
+    "config": Entry("passerby_server.config_cli:app", "Show and check the server's settings.", "server"),
+    "top": Entry("passerby_server.telemetry.top_cli:top", "Watch a server: rates, times, queue, galleries.", "server"),
     "health": Entry("passerby_client.commands.health:health", "Say whether the server serves; for probes."),
     "bundle": Entry("passerby_export.cli:bundle", "Wrap, show and verify model bundles.", "export"),
     "train": Entry("passerby_export.train:train_command", "Train an encoder.", "train"),

@@ -129,7 +129,10 @@ class Run:
             await self._send(self._encoder.chunk_frames)
 
     async def finish(self) -> EncodedTracklet:
-        """Waits for all that was added; raises as `TrackletEncoder.encode`."""
+        """Waits for all that was added; raises as `TrackletEncoder.encode`.
+
+        May be called while the tracklet still grows, as long as what was added until then are whole snippets.
+        """
         self._encoder.check_count(self.frame_count, self._field)
         if self._ready:
             await self._send(self._ready)
@@ -155,8 +158,11 @@ class Run:
         frames, future = self._sent[0]
         encoded = await future
         self._sent.popleft()
-        total = encoded.descriptors.sum(axis=0, dtype=np.float64)
-        self._total = total if self._total is None else self._total + total
+        # One snippet after the other: the sum does not depend, to the last bit, on how they were put into batches.
+        if self._total is None:
+            self._total = np.zeros(encoded.descriptors.shape[1])
+        for descriptor in encoded.descriptors:
+            self._total += descriptor
         self._snippet_count += len(encoded.descriptors)
         if self._with_masks:
             for block, mask in encoded.masks.items():

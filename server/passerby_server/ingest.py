@@ -62,37 +62,45 @@ class Ingester:
     ) -> TrackletRecord:
         """Stores a tracklet that comes frame by frame; memory does not grow with its length. Raises as `ingest`."""
         encoder = self._runtime.loaded.encoder
-        header = await _header(messages)
-        problems = convert.Problems()
-        gallery_id = problems.catch(names.parse_gallery_name, header.parent, field="header.parent") or ""
-        problems.catch(convert.check_request_id, header.request_id, "header.request_id")
+        growing = await self.begin(await _header(messages))
+        async with Run(encoder, field="frame", deadline=deadline) as run:
+            async for frames in growing.buffered(messages, encoder.chunk_frames):
+                # Not for the whole stream: a camera that sends a frame now and then must not hold a place all along.
+                async with encoder.batcher.admit(math.ceil(len(frames) / encoder.snippet_length), patient=True):
+                    await run.add(frames)
+            encoded = await run.finish()
+        return await self.end(growing, encoded)
+
+    async def begin(self, header: v1.StreamTrackletRequest.Header, field: str = "header") -> GrowingTracklet:
+        """Checks what precedes the frames of a tracklet, at the path `field` of the request. Raises as `ingest`."""
+        problems, at = convert.Problems(), f"{field}."
+        gallery_id = problems.catch(names.parse_gallery_name, header.parent, field=f"{at}parent") or ""
+        problems.catch(convert.check_request_id, header.request_id, f"{at}request_id")
         # Times may still come from the frames, so all but them is checked now and all of it at the end.
         timeless = resources.Tracklet()
         timeless.CopyFrom(header.tracklet)
         timeless.ClearField("start_time")
         timeless.ClearField("end_time")
-        problems.catch(convert.new_tracklet, header.tracklet_id, timeless, None, 0, prefix="header.")
+        problems.catch(convert.new_tracklet, header.tracklet_id, timeless, None, 0, prefix=at)
         problems.check()
         permit.current().check_gallery(gallery_id)
         await self._runtime.gallery_of_this_model(gallery_id)
-        stream = _Stream(header)
-        async with Run(encoder, field="frame", deadline=deadline) as run:
-            async for frames in stream.buffered(messages, encoder.chunk_frames):
-                # Not for the whole stream: a camera that sends a frame now and then must not hold a place all along.
-                async with encoder.batcher.admit(math.ceil(len(frames) / encoder.snippet_length), patient=True):
-                    await run.add(frames)
-            encoded = await run.finish()
+        return GrowingTracklet(header, gallery_id, field)
+
+    async def end(self, growing: GrowingTracklet, encoded: EncodedTracklet) -> TrackletRecord:
+        """Stores a tracklet of which all frames have come and are `encoded`. Raises as `ingest`."""
+        header, field = growing.header, growing.field
         if header.HasField("frame_count") and header.frame_count != encoded.frame_count:
             raise InvalidArgumentError.of(
-                "header.frame_count",
+                f"{field}.frame_count",
                 f"{header.frame_count} frames were announced, {encoded.frame_count} came; nothing is stored",
                 reason="STREAM_INCOMPLETE",
             )
         tracklet = convert.new_tracklet(
-            header.tracklet_id, header.tracklet, stream.captured, encoded.frame_count, prefix="header."
+            header.tracklet_id, header.tracklet, growing.captured, encoded.frame_count, prefix=f"{field}."
         )
         return await self._store(
-            gallery_id, tracklet, encoded, stream.middle.frame(), header.request_id, stream.digest.digest()
+            growing.gallery_id, tracklet, encoded, growing.middle.frame(), header.request_id, growing.digest.digest()
         )
 
     def _checked(self, request: v1.IngestTrackletRequest) -> tuple[str, NewTracklet]:
@@ -132,10 +140,14 @@ class Ingester:
             )
 
 
-class _Stream:
-    """What is kept of the frames of a stream besides their pixels."""
+class GrowingTracklet:
+    """A tracklet to be stored that comes frame by frame, and what is kept of its frames besides their pixels."""
 
-    def __init__(self, header: v1.StreamTrackletRequest.Header) -> None:
+    def __init__(self, header: v1.StreamTrackletRequest.Header, gallery_id: str, field: str) -> None:
+        self.header = header
+        self.gallery_id = gallery_id
+        self.field = field
+        """Path of the header in the request."""
         self.digest = _header_digest(header)
         self.middle = MiddleFrame()
         self.captured: tuple[datetime, datetime] | None = None
@@ -152,7 +164,7 @@ class _Stream:
                 raise InvalidArgumentError.of(
                     "frame", "every message after the first is a frame", reason="STREAM_ORDER"
                 )
-            self._note(message.frame)
+            self.note(message.frame)
             buffer.append(message.frame)
             size += len(message.frame.encoded) + len(message.frame.raw.rgb)
             if len(buffer) >= most or size >= _STREAM_BUFFER_BYTES:
@@ -161,7 +173,8 @@ class _Stream:
         if buffer:
             yield buffer
 
-    def _note(self, frame: resources.Frame) -> None:
+    def note(self, frame: resources.Frame) -> None:
+        """The next frame."""
         serialised = frame.SerializeToString(deterministic=True)
         self.digest.update(len(serialised).to_bytes(8, "little") + serialised)
         self.middle.add(frame)

@@ -162,7 +162,7 @@ def faulty_server(address: str = "127.0.0.1:0") -> Iterator[tuple[str, Faults]]:
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(Galleries(faults), server)  # type: ignore[abstract]
         tracklet_service_pb2_grpc.add_TrackletServiceServicer_to_server(Tracklets(faults), server)  # type: ignore[abstract]
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(faults), server)  # type: ignore[abstract]
-        search_service_pb2_grpc.add_SearchServiceServicer_to_server(Searches(faults), server)
+        search_service_pb2_grpc.add_SearchServiceServicer_to_server(Searches(faults), server)  # type: ignore[abstract]
         port = server.add_insecure_port(address)
         server.start()
         try:

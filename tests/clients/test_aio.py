@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from passerby.errors import CancelledError, FailedPreconditionError
+from passerby.errors import CancelledError, FailedPreconditionError, PasserbyError
 from passerby.v1 import tracklet_service_pb2
 from passerby_client import Client, tracklet_request
 from passerby_client.aio import AsyncClient
@@ -94,6 +94,23 @@ def test_a_call_under_way_when_the_client_is_closed_says_so() -> None:
     with faulty_server() as (address, faults):
         faults.delay = 0.5
         asyncio.run(main(address))
+
+
+def test_the_servers_word_is_heard_over_a_message_that_could_not_be_sent(address: str) -> None:
+    """Some of these refusals meet a message on its way, which grpc.aio reports as INTERNAL."""
+
+    async def refused(client: AsyncClient) -> str:
+        frames = [np.zeros((64, 32, 3), np.uint8)] * 40
+        try:
+            return f"{len([answer async for answer in client.stream_search('g', frames, top_k=0)])} answers"
+        except PasserbyError as error:
+            return error.message
+
+    async def main() -> set[str]:
+        async with AsyncClient(address) as client:
+            return {said for _ in range(15) for said in await asyncio.gather(*(refused(client) for _ in range(10)))}
+
+    assert asyncio.run(main()) == {"header.search.top_k: 0 is not between 1 and 1000"}
 
 
 def test_bulk_ingest_takes_from_an_asynchronous_source() -> None:

@@ -30,8 +30,8 @@ def _is_whole(field: FieldDescriptor) -> bool:
     return kind is None or kind.name in WHOLE or bool(kind.GetOptions().map_entry)
 
 
-def fields_of(kind: Descriptor, prefix: str = "") -> Iterator[str]:
-    for field in kind.fields:
+def fields_of(kind: Descriptor | None, prefix: str = "") -> Iterator[str]:
+    for field in kind.fields if kind else ():
         if _is_whole(field):
             yield prefix + field.name
         else:

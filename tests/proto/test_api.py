@@ -14,7 +14,7 @@ SURFACE = {
     " SetRetention GetRetention ListAuditEntries",
     "TrackletService": "IngestTracklet StreamTracklet BulkIngestTracklets GetTracklet ListTracklets DeleteTracklet"
     " AssignIdentity MergeIdentities SplitIdentity UndoIdentityChange EraseIdentity",
-    "SearchService": "SearchTracklets",
+    "SearchService": "SearchTracklets StreamSearchTracklets",
     "ModelService": "EmbedTracklet ExplainTracklet GetModelInfo ReloadBundle",
 }
 

@@ -18,6 +18,7 @@ class AsyncClient(AsyncGalleryMethods, AsyncTrackletMethods, AsyncSearchMethods)
         timeout: seconds for each call with all its retries, unless the call is given its own; calls that carry frames
             get 0.25 s more for each frame.
         credentials: for TLS, `grpc.ssl_channel_credentials(...)`; None connects without encryption.
+        token: an API token, sent with every call; only over TLS, or to this machine.
         retry: when and how often a failed call is repeated, see `RetryPolicy`.
         max_message_bytes: largest message to send. Keep it at the server's limit: longer tracklets are streamed.
         max_receive_bytes: largest answer to accept.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import Any, Unpack
 
-from passerby.v1 import model_service_pb2, search_service_pb2
+from passerby.errors import PasserbyError
+from passerby.v1 import model_service_pb2, search_service_pb2, tracklet_service_pb2
 
 from passerby_client import _requests
 from passerby_client._async.connection import AsyncConnection
-from passerby_client._concurrency import async_made
+from passerby_client._channel import async_answers, explained
+from passerby_client._concurrency import ASYNC_CANCELLED, AsyncMailbox, AsyncSource, async_each, async_made
 from passerby_client._frames import FrameInput
-from passerby_client._requests import DescriptorInput
+from passerby_client._requests import DescriptorInput, LiveFrame, SearchOptions
 
 
 class AsyncSearchMethods(AsyncConnection):
@@ -61,14 +64,6 @@ class AsyncSearchMethods(AsyncConnection):
             false_match_rate: the wanted one, in (0, 1), where the model is calibrated.
             thumbnails: also return a JPEG of each hit's middle frame.
         """
-        chosen = _requests.tracklet_filter(
-            cameras=cameras,
-            exclude_cameras=exclude_cameras,
-            start_time=start_time,
-            end_time=end_time,
-            labels=labels,
-            identities=identities,
-        )
         request = await async_made(
             _requests.search,
             gallery,
@@ -76,13 +71,18 @@ class AsyncSearchMethods(AsyncConnection):
             descriptor_=descriptor,
             tracklet_=tracklet,
             top_k=top_k,
-            filter_=chosen,
+            cameras=cameras,
+            exclude_cameras=exclude_cameras,
+            start_time=start_time,
+            end_time=end_time,
+            labels=labels,
+            identities=identities,
             rerank=rerank,
             group_by_identity=group_by_identity,
             query_camera=query_camera,
             exclude_query_camera=exclude_query_camera,
             query_time=query_time,
-            travel_windows=travel_windows or {},
+            travel_windows=travel_windows,
             false_match_rate=false_match_rate,
             thumbnails=thumbnails,
             max_message_bytes=self._max_message_bytes,
@@ -90,6 +90,73 @@ class AsyncSearchMethods(AsyncConnection):
         return await self._call(
             self._searches.SearchTracklets, request, self._timeout_for(len(request.frames.frames), timeout)
         )
+
+    def stream_search(
+        self,
+        gallery: str,
+        frames: AsyncSource[LiveFrame],
+        *,
+        answer_frames: int | None = None,
+        answer_interval: timedelta | None = None,
+        ingest: tracklet_service_pb2.StreamTrackletRequest.Header | None = None,
+        timeout: float | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> AsyncIterator[search_service_pb2.StreamSearchTrackletsResponse]:
+        """Searches with a track that still grows: yields hits of its frames so far, `last` those of all of them.
+
+        The last answer's `search` is what `search` says of all frames. Close the iterator to give the track up: nothing
+        is stored then. A stream that breaks is not repeated, since frames cannot be taken twice: UnavailableError.
+        A server ends a stream to which no frame comes for long (60 s unless configured): DeadlineExceededError.
+
+        Args:
+            frames: one by one as they come, each as in `ingest_tracklet` or with its capture time, (frame, time);
+                taken from a plain iterable in another thread.
+            answer_frames: least new frames between two answers; None for an answer after each snippet.
+            answer_interval: least time between two answers.
+            ingest: from `tracklet_header`: store the tracklet under that id when all frames have come. The last
+                answer's `tracklet` is the stored one.
+            timeout: seconds for the whole stream; None for no limit.
+            options: those of `search`.
+
+        Raises what `search` and `ingest_tracklet` raise, and whatever `frames` raises.
+        """
+        self._check_open()
+        header = _requests.stream_search_header(
+            gallery, answer_frames=answer_frames, answer_interval=answer_interval, ingest=ingest, options=options
+        )
+        return self._growing(header, frames, timeout)
+
+    async def _growing(
+        self,
+        header: search_service_pb2.StreamSearchTrackletsRequest,
+        frames: AsyncSource[LiveFrame],
+        timeout: float | None,
+    ) -> AsyncIterator[search_service_pb2.StreamSearchTrackletsResponse]:
+        failures: list[BaseException] = []
+        opened: AsyncMailbox[Any] = AsyncMailbox()
+
+        async def messages() -> AsyncIterator[search_service_pb2.StreamSearchTrackletsRequest]:
+            yield header
+            try:
+                async for source in async_each(frames):
+                    yield await async_made(_requests.live_frame, source)
+            except ASYNC_CANCELLED:
+                raise
+            except BaseException as raised:  # noqa: BLE001 (raised again where the caller iterates)
+                failures.append(raised)
+                # Not to end in order: the server would take the track for complete.
+                broken = await opened.get()
+                broken.cancel()
+
+        call = self._stream(self._searches.StreamSearchTracklets, messages(), timeout)
+        opened.put(call)
+        try:
+            async for answer in async_answers(call):
+                yield answer
+        except PasserbyError as error:
+            raise (failures[0] if failures else explained(error, self.target)) from None
+        finally:
+            call.cancel()
 
     async def embed(
         self, frames: Iterable[FrameInput], *, timeout: float | None = None

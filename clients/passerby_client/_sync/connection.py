@@ -43,6 +43,7 @@ from passerby_client._channel import (
 )
 from passerby_client._concurrency import sleep
 from passerby_client._retry import RetryPolicy
+from passerby_client._token import bearing
 
 Response = TypeVar("Response")
 
@@ -56,6 +57,7 @@ class Connection:
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
         retry: RetryPolicy | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         max_receive_bytes: int = DEFAULT_MAX_RECEIVE_BYTES,
@@ -75,10 +77,11 @@ class Connection:
             *options,
         ]
         self._channel = channel(target, credentials, channel_options)
-        self._galleries = gallery_service_pb2_grpc.GalleryServiceStub(self._channel)
-        self._tracklets = tracklet_service_pb2_grpc.TrackletServiceStub(self._channel)
-        self._searches = search_service_pb2_grpc.SearchServiceStub(self._channel)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        calls = bearing(self._channel, target, credentials, token)
+        self._galleries = gallery_service_pb2_grpc.GalleryServiceStub(calls)
+        self._tracklets = tracklet_service_pb2_grpc.TrackletServiceStub(calls)
+        self._searches = search_service_pb2_grpc.SearchServiceStub(calls)
+        self._models = model_service_pb2_grpc.ModelServiceStub(calls)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def close(self) -> None:

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from typing import Any, Unpack
 
-from passerby.v1 import model_service_pb2, search_service_pb2
+from passerby.errors import PasserbyError
+from passerby.v1 import model_service_pb2, search_service_pb2, tracklet_service_pb2
 
 from passerby_client import _requests
-from passerby_client._concurrency import made
+from passerby_client._channel import answers, explained
+from passerby_client._concurrency import CANCELLED, Mailbox, Source, each, made
 from passerby_client._frames import FrameInput
-from passerby_client._requests import DescriptorInput
+from passerby_client._requests import DescriptorInput, LiveFrame, SearchOptions
 from passerby_client._sync.connection import Connection
 
 
@@ -62,14 +65,6 @@ class SearchMethods(Connection):
             false_match_rate: the wanted one, in (0, 1), where the model is calibrated.
             thumbnails: also return a JPEG of each hit's middle frame.
         """
-        chosen = _requests.tracklet_filter(
-            cameras=cameras,
-            exclude_cameras=exclude_cameras,
-            start_time=start_time,
-            end_time=end_time,
-            labels=labels,
-            identities=identities,
-        )
         request = made(
             _requests.search,
             gallery,
@@ -77,13 +72,18 @@ class SearchMethods(Connection):
             descriptor_=descriptor,
             tracklet_=tracklet,
             top_k=top_k,
-            filter_=chosen,
+            cameras=cameras,
+            exclude_cameras=exclude_cameras,
+            start_time=start_time,
+            end_time=end_time,
+            labels=labels,
+            identities=identities,
             rerank=rerank,
             group_by_identity=group_by_identity,
             query_camera=query_camera,
             exclude_query_camera=exclude_query_camera,
             query_time=query_time,
-            travel_windows=travel_windows or {},
+            travel_windows=travel_windows,
             false_match_rate=false_match_rate,
             thumbnails=thumbnails,
             max_message_bytes=self._max_message_bytes,
@@ -91,6 +91,72 @@ class SearchMethods(Connection):
         return self._call(
             self._searches.SearchTracklets, request, self._timeout_for(len(request.frames.frames), timeout)
         )
+
+    def stream_search(
+        self,
+        gallery: str,
+        frames: Source[LiveFrame],
+        *,
+        answer_frames: int | None = None,
+        answer_interval: timedelta | None = None,
+        ingest: tracklet_service_pb2.StreamTrackletRequest.Header | None = None,
+        timeout: float | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> Iterator[search_service_pb2.StreamSearchTrackletsResponse]:
+        """Searches with a track that still grows: yields hits of its frames so far, `last` those of all of them.
+
+        The last answer's `search` is what `search` says of all frames. Close the iterator to give the track up: nothing
+        is stored then. A stream that breaks is not repeated, since frames cannot be taken twice: UnavailableError.
+        A server ends a stream to which no frame comes for long (60 s unless configured): DeadlineExceededError.
+
+        Args:
+            frames: one by one as they come, each as in `ingest_tracklet` or with its capture time, (frame, time);
+                taken from a plain iterable in another thread.
+            answer_frames: least new frames between two answers; None for an answer after each snippet.
+            answer_interval: least time between two answers.
+            ingest: from `tracklet_header`: store the tracklet under that id when all frames have come. The last
+                answer's `tracklet` is the stored one.
+            timeout: seconds for the whole stream; None for no limit.
+            options: those of `search`.
+
+        Raises what `search` and `ingest_tracklet` raise, and whatever `frames` raises.
+        """
+        self._check_open()
+        header = _requests.stream_search_header(
+            gallery, answer_frames=answer_frames, answer_interval=answer_interval, ingest=ingest, options=options
+        )
+        return self._growing(header, frames, timeout)
+
+    def _growing(
+        self,
+        header: search_service_pb2.StreamSearchTrackletsRequest,
+        frames: Source[LiveFrame],
+        timeout: float | None,
+    ) -> Iterator[search_service_pb2.StreamSearchTrackletsResponse]:
+        failures: list[BaseException] = []
+        opened: Mailbox[Any] = Mailbox()
+
+        def messages() -> Iterator[search_service_pb2.StreamSearchTrackletsRequest]:
+            yield header
+            try:
+                for source in each(frames):
+                    yield made(_requests.live_frame, source)
+            except CANCELLED:
+                raise
+            except BaseException as raised:  # noqa: BLE001 (raised again where the caller iterates)
+                failures.append(raised)
+                # Not to end in order: the server would take the track for complete.
+                broken = opened.get()
+                broken.cancel()
+
+        call = self._stream(self._searches.StreamSearchTracklets, messages(), timeout)
+        opened.put(call)
+        try:
+            yield from answers(call)
+        except PasserbyError as error:
+            raise (failures[0] if failures else explained(error, self.target)) from None
+        finally:
+            call.cancel()
 
     def embed(
         self, frames: Iterable[FrameInput], *, timeout: float | None = None

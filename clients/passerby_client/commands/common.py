@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
+    from grpc import ChannelCredentials
     from passerby.v1.tracklet_service_pb2 import ErasureReceipt
     from rich.table import Table
 
@@ -39,22 +42,56 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 60.0
 
 
+TOKEN, TOKEN_FILE = "PASSERBY_TOKEN", "PASSERBY_TOKEN_FILE"
+CLIENT_CERTIFICATE, CLIENT_KEY = "PASSERBY_CLIENT_CERTIFICATE", "PASSERBY_CLIENT_KEY"
+
+
 def connect(
     server: str, ca_file: Path | None = None, timeout: float = DEFAULT_TIMEOUT, *, retry: RetryPolicy | None = None
 ) -> Client:
-    """A client for `server`. Raises NotFoundError when the certificates cannot be read."""
+    """A client for `server`, with what the environment says of this caller: a token, a client certificate.
+
+    Raises NotFoundError when a file cannot be read, InvalidArgumentError when the variables contradict each other.
+    """
     from passerby_client import Client
 
-    credentials = None
-    if ca_file is not None:
-        import grpc
+    return Client(server, timeout=timeout, credentials=_credentials(ca_file), token=_token(os.environ), retry=retry)
+
+
+def _credentials(ca_file: Path | None) -> ChannelCredentials | None:
+    certificate, key = os.environ.get(CLIENT_CERTIFICATE), os.environ.get(CLIENT_KEY)
+    if bool(certificate) != bool(key):
+        from passerby.errors import InvalidArgumentError
+
+        raise InvalidArgumentError(f"{CLIENT_CERTIFICATE} and {CLIENT_KEY} belong together: set both or none")
+    if ca_file is None and not certificate:
+        return None
+    import grpc
+
+    return grpc.ssl_channel_credentials(
+        _content(ca_file) if ca_file else None,
+        _content(Path(key)) if key else None,
+        _content(Path(certificate)) if certificate else None,
+    )
+
+
+def _token(environment: Mapping[str, str]) -> str | None:
+    """A token comes by the environment or a file alone: every user of a machine can read its command lines."""
+    token, file = environment.get(TOKEN), environment.get(TOKEN_FILE)
+    if token and file:
+        from passerby.errors import InvalidArgumentError
+
+        raise InvalidArgumentError(f"{TOKEN} and {TOKEN_FILE} are both set: keep one")
+    return _content(Path(file)).decode("ascii", "replace").strip() if file else token or None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
         from passerby.errors import NotFoundError
 
-        try:
-            credentials = grpc.ssl_channel_credentials(root_certificates=ca_file.read_bytes())
-        except OSError as error:
-            raise NotFoundError(f"{ca_file}: cannot be read: {error.strerror or error}") from error
-    return Client(server, timeout=timeout, credentials=credentials, retry=retry)
+        raise NotFoundError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def plain(message: Message) -> Any:

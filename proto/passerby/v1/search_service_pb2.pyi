@@ -354,3 +354,120 @@ class SearchTrackletsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SearchTrackletsResponse: _TypeAlias = SearchTrackletsResponse  # noqa: Y015
+
+@_typing.final
+class StreamSearchTrackletsRequest(_message.Message):
+    """Request of StreamSearchTracklets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Header(_message.Message):
+        """What precedes the frames."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SEARCH_FIELD_NUMBER: _builtins.int
+        ANSWER_FRAMES_FIELD_NUMBER: _builtins.int
+        ANSWER_INTERVAL_FIELD_NUMBER: _builtins.int
+        INGEST_FIELD_NUMBER: _builtins.int
+        answer_frames: _builtins.int
+        """Least new frames between two answers. An answer comes after whole
+        snippets, so less than a snippet means each; default 1.
+        """
+        @_builtins.property
+        def search(self) -> Global___SearchTrackletsRequest:
+            """What to search, and how. Its `query` stays unset: the frames that follow
+            are the query. Its times are taken from the frames' capture times when
+            unset. Required.
+            """
+
+        @_builtins.property
+        def answer_interval(self) -> _duration_pb2.Duration:
+            """Least time between two answers; default 0. The last answer always comes."""
+
+        @_builtins.property
+        def ingest(self) -> _tracklet_service_pb2.StreamTrackletRequest.Header:
+            """Store the tracklet when the stream has ended in order, after the last
+            search. `parent` is that of the search, or empty.
+            """
+
+        def __init__(
+            self,
+            *,
+            search: Global___SearchTrackletsRequest | None = ...,
+            answer_frames: _builtins.int | None = ...,
+            answer_interval: _duration_pb2.Duration | None = ...,
+            ingest: _tracklet_service_pb2.StreamTrackletRequest.Header | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_frames", b"_answer_frames", "answer_frames", b"answer_frames", "answer_interval", b"answer_interval", "ingest", b"ingest", "search", b"search"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_frames", b"_answer_frames", "answer_frames", b"answer_frames", "answer_interval", b"answer_interval", "ingest", b"ingest", "search", b"search"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__answer_frames: _TypeAlias = _typing.Literal["answer_frames"]  # noqa: Y015
+        _WhichOneofArgType__answer_frames: _TypeAlias = _typing.Literal["_answer_frames", b"_answer_frames"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__answer_frames) -> _WhichOneofReturnType__answer_frames | None: ...
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___StreamSearchTrackletsRequest.Header:
+        """First message."""
+
+    @_builtins.property
+    def frame(self) -> _resources_pb2.Frame:
+        """Every later message."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___StreamSearchTrackletsRequest.Header | None = ...,
+        frame: _resources_pb2.Frame | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "header", b"header", "payload", b"payload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "header", b"header", "payload", b"payload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["header", "frame"]  # noqa: Y015
+    _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
+
+Global___StreamSearchTrackletsRequest: _TypeAlias = StreamSearchTrackletsRequest  # noqa: Y015
+
+@_typing.final
+class StreamSearchTrackletsResponse(_message.Message):
+    """Response of StreamSearchTracklets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCH_FIELD_NUMBER: _builtins.int
+    FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    TRACKLET_FIELD_NUMBER: _builtins.int
+    frame_count: _builtins.int
+    """Frames that they rest on: those of whole snippets, in the last answer all."""
+    last: _builtins.bool
+    """True in the last answer."""
+    @_builtins.property
+    def search(self) -> Global___SearchTrackletsResponse:
+        """The hits, best first."""
+
+    @_builtins.property
+    def tracklet(self) -> _resources_pb2.Tracklet:
+        """The stored tracklet, in the last answer where `ingest` asked for it."""
+
+    def __init__(
+        self,
+        *,
+        search: Global___SearchTrackletsResponse | None = ...,
+        frame_count: _builtins.int = ...,
+        last: _builtins.bool = ...,
+        tracklet: _resources_pb2.Tracklet | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["search", b"search", "tracklet", b"tracklet"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_count", b"frame_count", "last", b"last", "search", b"search", "tracklet", b"tracklet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamSearchTrackletsResponse: _TypeAlias = StreamSearchTrackletsResponse  # noqa: Y015

@@ -40,6 +40,11 @@ class SearchServiceStub:
                 request_serializer=passerby_dot_v1_dot_search__service__pb2.SearchTrackletsRequest.SerializeToString,
                 response_deserializer=passerby_dot_v1_dot_search__service__pb2.SearchTrackletsResponse.FromString,
                 _registered_method=True)
+        self.StreamSearchTracklets = channel.stream_stream(
+                '/passerby.v1.SearchService/StreamSearchTracklets',
+                request_serializer=passerby_dot_v1_dot_search__service__pb2.StreamSearchTrackletsRequest.SerializeToString,
+                response_deserializer=passerby_dot_v1_dot_search__service__pb2.StreamSearchTrackletsResponse.FromString,
+                _registered_method=True)
 
 
 class SearchServiceServicer:
@@ -53,6 +58,15 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamSearchTracklets(self, request_iterator, context):
+        """Ranks them while the query still grows: one header, then the frames of a
+        live track. Answers with the mean of the snippets so far, and once the
+        stream has ended with what SearchTracklets says of all frames.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SearchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +74,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.SearchTracklets,
                     request_deserializer=passerby_dot_v1_dot_search__service__pb2.SearchTrackletsRequest.FromString,
                     response_serializer=passerby_dot_v1_dot_search__service__pb2.SearchTrackletsResponse.SerializeToString,
+            ),
+            'StreamSearchTracklets': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamSearchTracklets,
+                    request_deserializer=passerby_dot_v1_dot_search__service__pb2.StreamSearchTrackletsRequest.FromString,
+                    response_serializer=passerby_dot_v1_dot_search__service__pb2.StreamSearchTrackletsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +109,33 @@ class SearchService:
             '/passerby.v1.SearchService/SearchTracklets',
             passerby_dot_v1_dot_search__service__pb2.SearchTrackletsRequest.SerializeToString,
             passerby_dot_v1_dot_search__service__pb2.SearchTrackletsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamSearchTracklets(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/passerby.v1.SearchService/StreamSearchTracklets',
+            passerby_dot_v1_dot_search__service__pb2.StreamSearchTrackletsRequest.SerializeToString,
+            passerby_dot_v1_dot_search__service__pb2.StreamSearchTrackletsResponse.FromString,
             options,
             channel_credentials,
             insecure,

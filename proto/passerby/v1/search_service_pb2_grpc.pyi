@@ -35,6 +35,11 @@ class SearchServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SearchServiceAsyncStub: ...
     SearchTracklets: _grpc.UnaryUnaryMultiCallable[_search_service_pb2.SearchTrackletsRequest, _search_service_pb2.SearchTrackletsResponse]
     """Ranks the tracklets of a gallery by their distance to a query."""
+    StreamSearchTracklets: _grpc.StreamStreamMultiCallable[_search_service_pb2.StreamSearchTrackletsRequest, _search_service_pb2.StreamSearchTrackletsResponse]
+    """Ranks them while the query still grows: one header, then the frames of a
+    live track. Answers with the mean of the snippets so far, and once the
+    stream has ended with what SearchTracklets says of all frames.
+    """
 
 @_typing.type_check_only
 class SearchServiceAsyncStub(SearchServiceStub):
@@ -43,6 +48,11 @@ class SearchServiceAsyncStub(SearchServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SearchTracklets: _aio.UnaryUnaryMultiCallable[_search_service_pb2.SearchTrackletsRequest, _search_service_pb2.SearchTrackletsResponse]  # type: ignore[assignment]
     """Ranks the tracklets of a gallery by their distance to a query."""
+    StreamSearchTracklets: _aio.StreamStreamMultiCallable[_search_service_pb2.StreamSearchTrackletsRequest, _search_service_pb2.StreamSearchTrackletsResponse]  # type: ignore[assignment]
+    """Ranks them while the query still grows: one header, then the frames of a
+    live track. Answers with the mean of the snippets so far, and once the
+    stream has ended with what SearchTracklets says of all frames.
+    """
 
 class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Ranks tracklets."""
@@ -54,5 +64,16 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_search_service_pb2.SearchTrackletsResponse, _abc.Awaitable[_search_service_pb2.SearchTrackletsResponse]]:
         """Ranks the tracklets of a gallery by their distance to a query."""
+
+    @_abc_1.abstractmethod
+    def StreamSearchTracklets(
+        self,
+        request_iterator: _MaybeAsyncIterator[_search_service_pb2.StreamSearchTrackletsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_search_service_pb2.StreamSearchTrackletsResponse], _abc.AsyncIterator[_search_service_pb2.StreamSearchTrackletsResponse]]:
+        """Ranks them while the query still grows: one header, then the frames of a
+        live track. Answers with the mean of the snippets so far, and once the
+        stream has ended with what SearchTracklets says of all frames.
+        """
 
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
