@@ -4,7 +4,7 @@
 - Anything else is logged with a traceback under an `error_id` and answered as plain INTERNAL with that id: what broke
   inside is the operator's business, not the caller's.
 - A message above the limit gets RESOURCE_EXHAUSTED that says what to do. gRPC itself refuses those above
-  `HARD_MESSAGE_FACTOR` times the limit before reading them, with its own words.
+  four times the limit (`connections.py`) before reading them, with its own words.
 - A stream whose caller falls silent is ended, so that a half-open connection does not keep its place for ever.
 """
 
@@ -31,6 +31,8 @@ from passerby.errors import (
     ResourceExhaustedError,
 )
 
+from passerby_server import lanes
+from passerby_server.call_limits import CallLimits
 from passerby_server.logs import event
 from passerby_server.sections import Limits
 from passerby_server.security.gate import Gate
@@ -41,7 +43,6 @@ log = logging.getLogger(__name__)
 
 API_PREFIX = "/passerby.v1."
 REQUEST_ID_KEY = "x-request-id"
-HARD_MESSAGE_FACTOR = 4
 # gRPC gives up on trailers above 8 KiB, in which base64 makes details a third and percent-encoding a message up to three
 # times as large: cut texts, not whole errors. All in bytes of UTF-8.
 MAX_ERROR_TEXT = 500
@@ -64,10 +65,17 @@ class Guard(grpc.aio.ServerInterceptor):
         self._telemetry = telemetry or Telemetry()
         self.gate = Gate()
         """Who may call; set before the server listens."""
-        self.calls = 0
+        self._in_progress = CallLimits(limits)
+
+    @property
+    def calls(self) -> int:
         """Calls in progress."""
-        self.streams = 0
+        return self._in_progress.calls
+
+    @property
+    def streams(self) -> int:
         """Of these, streams."""
+        return self._in_progress.streams
 
     async def intercept_service(
         self,
@@ -125,7 +133,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 await permit.begin()
                 async for answer in answers:
                     await permit.answering()
-                    await context.write(self._check_answer(answer))
+                    await self._write(context, answer)
                 await permit.done()
 
         return call
@@ -137,7 +145,9 @@ class Guard(grpc.aio.ServerInterceptor):
         with self._telemetry.call(method, request_id, context.invocation_metadata() or ()) as call:
             try:
                 permit = await self.gate.enter(method, context, request_id)
-                with entered(permit), self._counted(streaming):
+                client = permit.client or lanes.client_of_peer(context.peer())
+                lane = lanes.Lane(client, lanes.is_bulk(method, context.invocation_metadata() or ()))
+                with entered(permit), lanes.entered(lane), self._in_progress.counted(lane.client, streaming=streaming):
                     yield permit
             except asyncio.CancelledError:
                 call.ending.code = "CANCELLED"
@@ -159,21 +169,14 @@ class Guard(grpc.aio.ServerInterceptor):
             finally:
                 event(log, logging.INFO, "call", method=method, **call.summary())
 
-    @contextlib.contextmanager
-    def _counted(self, streaming: bool) -> Any:
-        if self.calls >= self._limits.max_requests or (streaming and self.streams >= self._limits.max_streams):
-            raise ResourceExhaustedError(
-                "the server is busy: too many calls are in progress; retry later",
-                reason="TOO_MANY_STREAMS" if self.calls < self._limits.max_requests else "TOO_MANY_REQUESTS",
-                retry_delay=1.0,
-            )
-        self.calls += 1
-        self.streams += streaming
+    async def _write(self, context: Context, answer: Message) -> None:
+        """Writes one answer of a stream. Raises DeadlineExceededError (ANSWERS_UNREAD) when nobody takes it."""
+        seconds = self._limits.stream_idle_seconds
         try:
-            yield
-        finally:
-            self.calls -= 1
-            self.streams -= streaming
+            async with asyncio.timeout(seconds):
+                await context.write(self._check_answer(answer))
+        except TimeoutError as error:
+            raise answers_unread(seconds) from error
 
     def _check_answer(self, answer: Message) -> Message:
         size = answer.ByteSize()
@@ -221,6 +224,15 @@ def stream_idle(seconds: float) -> DeadlineExceededError:
         f"no message came for {seconds:g} s (limits.stream_idle_seconds), so the server ended the stream; "
         "send what was not answered again, on a new one",
         reason="STREAM_IDLE",
+    )
+
+
+def answers_unread(seconds: float) -> DeadlineExceededError:
+    """The error of a stream whose caller has taken no answer for `seconds`."""
+    return DeadlineExceededError(
+        f"no answer was taken for {seconds:g} s (limits.stream_idle_seconds), so the server ended the stream; read the "
+        "answers while you send",
+        reason="ANSWERS_UNREAD",
     )
 
 

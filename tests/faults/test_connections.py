@@ -1,6 +1,6 @@
 """Connections that are slow, silent, idle, too many or too eager; streams whose caller does not read.
 
-The long form of the connects: PASSERBY_CONNECTS=10000 (1,000 without it).
+The long form of the connects: TEST_CONNECTS=10000 (1,000 without it).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.server.live import LiveServer, refused, running
 from tests.server.pictures import crops, raw, sequence
 from tests.server.process import serving
 
-CONNECTS = int(os.environ.get("PASSERBY_CONNECTS", "1000"))
+CONNECTS = int(os.environ.get("TEST_CONNECTS", "1000"))
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + bytes(8)
 SMALL = gallery_v1.ListGalleriesRequest()

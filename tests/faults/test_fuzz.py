@@ -1,6 +1,6 @@
 """Fuzzing of what a stranger can send: pictures and messages that were right once, cut, changed and glued together.
 
-The long form: PASSERBY_FUZZ=100000 pictures, a tenth as many messages (300 without it).
+The long form: TEST_FUZZ=100000 pictures, a tenth as many messages (300 without it).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.server.live import LiveServer, running
 from tests.server.pictures import crops, raw, sequence
 from tests.server.test_decode import PICTURES
 
-INPUTS = int(os.environ.get("PASSERBY_FUZZ", "300"))
+INPUTS = int(os.environ.get("TEST_FUZZ", "300"))
 MAX_PIXELS = 64 * 1024
 # What no input may ever cause.
 FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE}
