@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from passerby_client import Client
+from passerby_indexer.bulk import index
+from passerby_indexer.scan import scan
 from passerby_server.sections import Upkeep
 
 from tests.clients.conftest import crop
 from tests.e2e.test_readme import blocks, run
 from tests.encoders import make_bundle
+from tests.indexer.conftest import picture
 from tests.server.live import LiveServer, running
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/galleries.md").read_text()
@@ -38,7 +41,7 @@ def server(folder: Path) -> Iterator[LiveServer]:
 
 
 def test_commands(server: LiveServer, folder: Path) -> None:
-    erase, keep, correct, back_up = blocks("sh", PAGE)
+    erase, keep, correct, options, _, back_up = blocks("sh", PAGE)
     address = f"127.0.0.1:{server.port}"
     printed = run(erase, folder, address)
     assert "2 tracklets would be erased" in printed
@@ -52,14 +55,38 @@ def test_commands(server: LiveServer, folder: Path) -> None:
     assert [f"change {number}: " in printed for number in (2, 3)] == [True, True]
     assert "SplitIdentity" in printed
     assert "undone in 1 tracklets" in printed
+    printed = run(options, folder, address)
+    assert "false-match rate  0.001" in printed
+    assert "exact, 0.0 MiB" in printed
     printed = run(back_up, folder)
-    assert "1 galleries, 2 tracklets" in printed
+    assert "2 galleries, 2 tracklets" in printed
     assert printed.endswith("sound\n")
     with Client(address) as client:
         assert [t.identity_id for t in client.list_tracklets("station")] == ["robert", "robert"]
         receipt = client.delete_tracklet("galleries/station/tracklets/bob-2")
     assert str(folder / "backups/monday") in receipt.unreachable_copies[0]
     assert receipt.HasField("rewrite_due_time")
+
+
+def test_a_new_model(folder: Path) -> None:
+    (block,) = [block for block in blocks("sh", PAGE) if "reindex" in block]
+    for number, name in enumerate(("ann", "bob")):
+        place = folder / "tracklets" / name / "c1" / "t1"
+        place.mkdir(parents=True)
+        (place / "0.png").write_bytes(picture(number))
+    bundle = make_bundle(folder / "served")
+    with running(bundle, folder / "other") as live, Client(f"127.0.0.1:{live.port}") as client:
+        client.create_gallery("hall")
+        index(client, "hall", scan(folder / "tracklets"))
+        client.erase_identity("hall", "bob", force=True)
+        make_bundle(bundle, seed=1)
+        printed = run(block, folder, f"127.0.0.1:{live.port}")
+        assert "tracklets found there left out: hall does not hold them" in printed
+        assert re.search(r"^ ?hall-next ", printed, re.MULTILINE)
+        assert "the old one is hall-before" in printed
+        assert client.get_gallery("hall").model_fingerprint == client.model_info().model_fingerprint
+        assert [tracklet.identity_id for tracklet in client.list_tracklets("hall")] == ["ann"]
+        assert [gallery.name for gallery in client.list_galleries()] == ["galleries/hall"]
 
 
 def test_files_are_those_of_the_table(server: LiveServer, folder: Path) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
+from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import search_service_pb2 as search_v1
 from passerby_model.bundle import Calibration, CalibrationPoint, NoMatch
 
@@ -76,6 +78,32 @@ def test_decisions_follow_the_distance(live: LiveServer, rate: float | None, mat
     assert found == [search_v1.DECISION_MATCH] * matches + [search_v1.DECISION_UNCERTAIN] * uncertain + [
         search_v1.DECISION_NO_MATCH
     ]
+
+
+def test_a_gallery_has_a_rate_of_its_own_where_a_search_names_none(live: LiveServer) -> None:
+    gallery = filled(live)
+    changes = gallery_v1.UpdateGalleryRequest(
+        gallery=resources.Gallery(name=gallery, false_match_rate=0.1), update_mask={"paths": ["false_match_rate"]}
+    )
+    live.galleries.UpdateGallery(changes, timeout=20)
+    matches = [
+        [hit.decision for hit in search(live, gallery, **options).hits].count(search_v1.DECISION_MATCH)
+        for options in ({}, {"false_match_rate": 0.01})
+    ]
+    assert matches == [4, 2]
+    changes.gallery.false_match_rate = 0.001
+    live.galleries.UpdateGallery(changes, timeout=20)
+    assert refused(lambda: search(live, gallery)).reason == "CALIBRATION_TOO_COARSE"
+    changes.gallery.false_match_rate = 1.0
+    assert refused(lambda: live.galleries.UpdateGallery(changes, timeout=20)).violations
+
+
+def test_a_gallerys_rate_waits_for_a_calibration(tmp_path: Path) -> None:
+    with running(make_bundle(tmp_path / "plain"), tmp_path / "data") as plain:
+        request = gallery_v1.CreateGalleryRequest(gallery_id="g", gallery=resources.Gallery(false_match_rate=0.1))
+        gallery = plain.galleries.CreateGallery(request, timeout=20).gallery.name
+        plain.ingest(gallery, sequence(crops(4, seed=1)))
+        assert [hit.decision for hit in search(plain, gallery).hits] == [search_v1.DECISION_UNSPECIFIED]
 
 
 def test_reranked_hits_are_judged_by_their_distance(live: LiveServer, distances: list[float]) -> None:
