@@ -31,7 +31,7 @@ ENV PATH=/opt/passerby/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-EXPOSE 50051
+EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["passerby", "health", "--server", "127.0.0.1:50051"]
