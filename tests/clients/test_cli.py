@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +19,7 @@ from passerby_client.cli import COMMANDS, main
 from passerby_client.picture import VERDICT_COLOURS
 from PIL import Image
 
+from tests.clients.conftest import crop
 from tests.commands import Done, Run
 
 HEAVY = ("torch", "timm", "numpy", "grpc", "google.protobuf", "PIL", "onnx", "openvino", "faiss", "cv2", "pydantic")
@@ -295,3 +298,29 @@ def test_an_empty_folder_is_no_query(run: Run, people: str, tmp_path: Path) -> N
 def test_frames_can_be_thinned_out(run: Run, people: str, query: Path) -> None:
     done = run("search", "-g", people, "--frames", query, "--max-frames", 1, "--json")
     assert json.loads(done.out)["hits"][0]["tracklet"]["identity_id"] == "ann"
+
+
+def test_a_folder_is_followed_while_its_frames_are_written(run: Run, people: str, query: Path, tmp_path: Path) -> None:
+    growing = tmp_path / "growing"
+    growing.mkdir()
+
+    def write() -> None:
+        for number in range(10):
+            (growing / f"{number:02d}.png").write_bytes(crop((205, 30, 30)))
+            time.sleep(0.05)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    command = ("search", "--gallery", people, "--frames", growing, "--follow", "--until-quiet", "1.5", "--json")
+    done = run(*command, "--picture", tmp_path / "p.png")
+    writer.join()
+    assert done.code == 0, done.err
+    lines = done.err.splitlines()
+    assert re.match(r"\d+ frames: ann \d\.\d{4}, ann", lines[0])
+    whole = run("search", "--gallery", people, "--frames", growing, "--json", "--picture", tmp_path / "q.png")
+    assert done.out == whole.out
+    assert (tmp_path / "p.png").read_bytes() == (tmp_path / "q.png").read_bytes()
+    assert "one folder" in run("search", "-g", people, "--frames", query / "0.png", "--follow").err
+    (tmp_path / "none").mkdir()
+    empty = run("search", "-g", people, "--frames", tmp_path / "none", "--follow", "--until-quiet", "0.5")
+    assert empty == Done(1, "", "passerby: no frame came for 0.5 s\n")

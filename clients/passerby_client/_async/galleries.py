@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 from passerby.v1 import gallery_service_pb2, resources_pb2
 
@@ -62,9 +63,15 @@ class AsyncGalleryMethods(AsyncConnection):
         timeout: float | None = None,
     ) -> resources_pb2.Gallery:
         """Changes what is given; an empty `index_kind`, or a rate of 0, gives back to the server's setting."""
-        values = {"display_name": display_name, "index_kind": index_kind, "false_match_rate": false_match_rate}
+        values: dict[str, Any] = {
+            "display_name": display_name,
+            "index_kind": index_kind,
+            "false_match_rate": false_match_rate,
+        }
         given = {name: value for name, value in values.items() if value is not None}
-        request = gallery_service_pb2.UpdateGalleryRequest(gallery={"name": _requests.gallery(gallery), **given})
+        request = gallery_service_pb2.UpdateGalleryRequest(
+            gallery=resources_pb2.Gallery(name=_requests.gallery(gallery), **given)
+        )
         request.update_mask.paths.extend(given)
         return (await self._call(self._galleries.UpdateGallery, request, timeout)).gallery
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from passerby.v1.search_service_pb2 import RerankOptions, SearchHit, SearchTrackletsResponse
     from rich.table import Table
 
+    from passerby_client._requests import SearchOptions
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
@@ -50,6 +52,12 @@ def search(
     descriptor: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Query: a descriptor, from `tracklet show --descriptor`.")
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Search while the frames of the folder are being written.")
+    ] = False,
+    until_quiet: Annotated[
+        float, typer.Option(metavar="SECONDS", help="With --follow: end when no frame has come for so long.")
+    ] = 5.0,
     top_k: Annotated[int, typer.Option("--top-k", "-k", metavar="N", help="Hits to show.")] = 10,
     camera: Annotated[
         list[str] | None, typer.Option(metavar="CAMERA", help="Only hits of this camera; may be repeated.")
@@ -120,30 +128,40 @@ def search(
         raise typer.BadParameter(
             "only show in a picture: add --picture FILE", param_hint="'--overlay' / '--identity-of-query'"
         )
+    if follow and (len(paths) != 1 or not paths[0].is_dir() or max_frames):
+        raise typer.BadParameter("follows all frames of one folder: --frames FOLDER", param_hint="'--follow'")
     name = _tracklet_name(gallery, tracklet) if tracklet is not None else None
-    files = _evenly(_images(paths), max_frames)
+    options: SearchOptions = {
+        "top_k": top_k,
+        "cameras": camera or (),
+        "exclude_cameras": exclude_camera or (),
+        "start_time": parse_time(after),
+        "end_time": parse_time(before),
+        "labels": parse_labels(label or []),
+        "identities": identity or (),
+        "group_by_identity": group,
+        "rerank": _rerank(rerank, rerank_option or []),
+        "query_camera": query_camera,
+        "exclude_query_camera": exclude_query_camera,
+        "query_time": parse_span(query_time),
+        "travel_windows": parse_travel(travel or []),
+        "false_match_rate": false_match_rate,
+        "thumbnails": picture is not None,
+    }
+    files = [] if follow else _evenly(_images(paths), max_frames)
     with connect(server, ca_file, timeout) as client:
-        answer = client.search(
-            gallery,
-            frames=files if paths else None,
-            tracklet=name,
-            descriptor=_descriptor(descriptor),
-            top_k=top_k,
-            cameras=camera or (),
-            exclude_cameras=exclude_camera or (),
-            start_time=parse_time(after),
-            end_time=parse_time(before),
-            labels=parse_labels(label or []),
-            identities=identity or (),
-            group_by_identity=group,
-            rerank=_rerank(rerank, rerank_option or []),
-            query_camera=query_camera,
-            exclude_query_camera=exclude_query_camera,
-            query_time=parse_span(query_time),
-            travel_windows=parse_travel(travel or []),
-            false_match_rate=false_match_rate,
-            thumbnails=picture is not None,
-        )
+        if follow:
+            from passerby_client.commands import _following
+
+            answer, files = _following.follow(client, gallery, lambda: _inside(paths[0]), until_quiet, options)
+        else:
+            answer = client.search(
+                gallery,
+                frames=files if paths else None,
+                tracklet=name,
+                descriptor=_descriptor(descriptor),
+                **options,
+            )
         if picture is not None:
             from passerby_client.commands._result_picture import save_picture
 
@@ -213,13 +231,17 @@ def _images(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and "." not in p.stem]
+        inside = _inside(path)
         if not inside:
             raise NotFoundError(
                 f"{path}: holds no images; a query is one tracklet: a folder of JPEG, PNG or WebP files"
             )
         found += inside
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and "." not in p.stem]
 
 
 def _evenly(files: list[Path], count: int) -> list[Path]:
