@@ -121,7 +121,11 @@ def remember(connection: sqlite3.Connection, request: Request, outcome: Outcome)
 
 
 def expire(connection: sqlite3.Connection) -> int:
-    """Forgets all request ids older than REQUEST_LIFETIME_DAYS; how many."""
+    """Forgets all request ids older than REQUEST_LIFETIME_DAYS; how many.
+
+    Those of a future, from which the clock has gone back since, would be kept for as long: they count as of now.
+    """
+    connection.execute("UPDATE requests SET time = ? WHERE time > ?", (now(), now()))
     return connection.execute("DELETE FROM requests WHERE time < ?", (_oldest(),)).rowcount
 
 

@@ -213,6 +213,30 @@ def test_a_clock_that_goes_back_erases_nothing_early_and_keeps_nothing_for_years
     assert (opened.apply_retention(), _listed(opened)) == (1, [])
 
 
+def test_a_clock_that_goes_back_loses_no_order_and_keeps_no_request_for_years(folder, clock):
+    """Stored at day 0, ahead at 3650, and back at 1: order, snapshot, request ids and the rewrite hold over restarts."""
+    clock(3650)
+    galleries = open_galleries(folder)
+    galleries.create_gallery("g", "", SPACE)
+    put(galleries, "first", [1, 0, 0, 0], request_id="r1")
+    put(galleries, "gone", [1, 0, 0, 0])
+    galleries.delete_tracklet("g", "gone")
+    galleries.close()
+    clock(1)
+    galleries = open_galleries(folder)
+    put(galleries, "second", [1, 0, 0, 0])
+    assert _listed(galleries) == ["first", "second"]
+    assert ids(galleries.search("g", ask([1, 0, 0, 0]))) == ["first", "second"]  # equal distances in storing order
+    assert [entry.action for entry in _audit(galleries)][-1] == "IngestTracklet"
+    assert put(galleries, "first", [1, 0, 0, 0], request_id="r1").tracklet_id == "first"  # a retry is one still
+    assert galleries.rewrite_if_due()  # not only in ten years
+    galleries.close()
+    clock(10)
+    galleries = open_galleries(folder)
+    assert galleries.find_request("g", "r1", b"anything") is None  # forgotten a week after the clock was right again
+    galleries.close()
+
+
 def test_upkeep_goes_on_after_a_failure(opened, monkeypatch, caplog):
     put(opened, "t", [1, 0, 0, 0], start_time=at(-600), end_time=at(-600))
     opened.set_retention("g", [RetentionRule("", timedelta(seconds=1))])

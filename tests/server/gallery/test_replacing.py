@@ -131,6 +131,30 @@ def test_who_is_erased_is_erased_from_both(both, how, when):
         assert put(both, "t0", [1, 0], fingerprint=NEW.fingerprint).tracklet_id == "t0"
 
 
+def test_no_byte_of_who_is_erased_is_left_of_either_model(both, tmp_path):
+    secrets = []
+    for name, gallery_id, fingerprint, width in (
+        ("g", "g", SPACE.fingerprint, 4),
+        ("next", "g-next", NEW.fingerprint, 2),
+    ):
+        vector, thumbnail = (
+            np.random.default_rng(width).normal(size=width).astype(np.float32),
+            f"<face {name}>".encode(),
+        )
+        said = {"gallery_id": gallery_id, "fingerprint": fingerprint, "thumbnail": thumbnail}
+        put(both, "sighting-17", vector, identity_id="<wilhelmina>", **said)
+        secrets += [vector.tobytes(), thumbnail]
+    secrets += [b"<wilhelmina>", b"sighting-17"]
+
+    def found():
+        everywhere = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
+        return [secret for secret in secrets if secret in everywhere]
+
+    assert found() == secrets
+    both.erase_identity("g", "<wilhelmina>", force=True)
+    assert found() == []
+
+
 def test_names_of_what_stays_behind_are_erased_with_it(both):
     """A tracklet that the new gallery lacks: its entries in the audit follow it to where it will be deleted."""
     put(both, "left", [5, 0, 0, 0])
