@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 
 from passerby.errors import FailedPreconditionError
@@ -64,15 +65,18 @@ class ModelService(v1_grpc.ModelServiceServicer):
     async def GetModelInfo(  # noqa: N802
         self, request: v1.GetModelInfoRequest, context: Context
     ) -> v1.GetModelInfoResponse:
-        return v1.GetModelInfoResponse(
-            model_info=_info(self._runtime.loaded), server_version=metadata.version("passerby")
-        )
+        return v1.GetModelInfoResponse(model_info=_info(self._runtime.loaded), server_version=_server_version())
 
     async def ReloadBundle(  # noqa: N802
         self, request: v1.ReloadBundleRequest, context: Context
     ) -> v1.ReloadBundleResponse:
         before, loaded = await self._runtime.reload(request.model_fingerprint)
         return v1.ReloadBundleResponse(model_info=_info(loaded), previous_fingerprint=before)
+
+
+@cache
+def _server_version() -> str:
+    return metadata.version("passerby")  # reads and parses a file: a millisecond
 
 
 def _info(loaded: Loaded) -> v1.ModelInfo:
