@@ -210,7 +210,10 @@ def _version(folder):
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
     columns = [row[1] for row in connection.execute("PRAGMA table_info(thumbnails)")]
-    assert ("retention" in tables, "checksum" in columns) == (version == 2, version == 2)
+    assert ("retention" in tables, "checksum" in columns) == (version >= 2, version >= 2)
+    indexes = {"galleries_by_followed", "tracklets_in_order"}
+    options = [row[1] for row in connection.execute("PRAGMA table_info(galleries)")]
+    assert (indexes <= tables, "follows" in options) == (version >= 3, version >= 3)
     assert connection.execute("SELECT count(*) FROM thumbnails").fetchone() == (TRACKLETS,)
     connection.close()
     return version
@@ -233,7 +236,7 @@ def test_kill_in_a_migration_leaves_the_old_schema_or_the_new_one(tmp_path):
         process.communicate()
         versions.append(_version(folder))
         galleries = open_galleries(folder)
-        assert _version(folder) == 2
+        assert _version(folder) == len(schema.MIGRATIONS)
         assert galleries.stats("g").tracklet_count == TRACKLETS
         number = dice.randrange(TRACKLETS)
         assert galleries.get_thumbnail("g", f"t{number}") == f"jpeg {number}".encode() * 50
