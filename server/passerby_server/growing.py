@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
+from passerby import names
 from passerby.errors import FieldViolation, InvalidArgumentError, UnavailableError
 from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import search_service_pb2 as v1
@@ -74,9 +75,11 @@ class GrowingSearch:
             yield last
 
     async def _begin(self, header: v1.StreamSearchTrackletsRequest.Header) -> tuple[Search, GrowingTracklet | None]:
+        with suppress(InvalidArgumentError):  # said below, with what else is wrong
+            # Before it is looked up: what is not the caller's is refused alike whether it exists or not.
+            permit.current().check_gallery(names.parse_gallery_name(header.search.parent))
         with _at("header.search."):
             search = await self._searcher.prepared(header.search, growing=True)
-        permit.current().check_gallery(search.gallery.gallery_id)
         permit.current().note(header.search)
         if header.answer_frames < 0 or (header.HasField("answer_frames") and header.answer_frames < 1):
             raise InvalidArgumentError.of("header.answer_frames", f"{header.answer_frames} is below 1")

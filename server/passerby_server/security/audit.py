@@ -67,6 +67,7 @@ class AuditLog:
     def append(self, name: str, **fields: object) -> Future[None]:
         """Adds a record; the result comes once it is durable, or UnavailableError (AUDIT_FAILED)."""
         future: Future[None] = Future()
+        future.set_running_or_notify_cancel()  # a caller that goes away must not take the record along
         self._queue.put(({"time": _now(), "event": name} | fields, future))
         return future
 

@@ -108,6 +108,7 @@ class GuardedGate(Gate):
             return handler
         if handler is None or not handler.stream_stream:
             return None
+        behaviour: Any = handler.stream_stream
 
         async def call(requests: Any, context: Context) -> Any:
             try:
@@ -115,7 +116,7 @@ class GuardedGate(Gate):
             except PasserbyError as error:
                 self._refusals.note(host(context.peer()), method.rpartition("/")[2], error.reason)
                 await context.abort(error.code, error.message)
-            async for answer in handler.stream_stream(requests, context):
+            async for answer in behaviour(requests, context):
                 yield answer
 
         return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)

@@ -96,7 +96,7 @@ def gallery_of(rule: Rule, request: Message) -> str:
     """Id of the gallery that the request is about; `-` for all, empty for none. Raises InvalidArgumentError."""
     if not rule.gallery:
         return ""
-    value: str = getattr(request, rule.gallery)
+    (value,) = _values(request, rule.gallery)
     if rule.gallery == "gallery_id":
         return names.check_gallery_id(value)
     if value.count("/") > 1:

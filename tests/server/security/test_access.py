@@ -85,7 +85,10 @@ def _call(stubs: Stubs, method: str, **fields: Any) -> PasserbyError | None:
     """Calls a method; the error that it ends with."""
     description = METHODS[method]
     path = f"/passerby.v1.{method}"
-    request = GetMessageClass(description.input_type)(**fields)
+    request = GetMessageClass(description.input_type)()
+    for name, value in fields.items():
+        part, _, field = name.rpartition(".")
+        setattr(getattr(request, part) if part else request, field, value)
     codec = {
         "request_serializer": lambda message: message.SerializeToString(),
         "response_deserializer": GetMessageClass(description.output_type).FromString,
@@ -143,7 +146,7 @@ FOREIGN = {
 @pytest.mark.parametrize("method", [name for name, rule in RULES.items() if rule.gallery])
 def test_another_gallery_is_refused_alike_whether_it_exists_or_not(guarded: Guarded, method: str) -> None:
     field = RULES[method].gallery
-    form = FOREIGN[field]
+    form = FOREIGN[field.rpartition(".")[2]]
     if field == "name" and "Tracklet" not in method.partition("/")[2] and "Identity" not in method:
         form = FOREIGN["parent"]
     caller = guarded.of(
@@ -209,6 +212,20 @@ def test_streams_check_each_tracklet(guarded: Guarded) -> None:
         error = refused(partial(camera.tracklets.StreamTracklet, stream(gallery), timeout=20))
         assert (type(error), error.reason) == (PermissionDeniedError, "GALLERY")
 
+    def track(gallery: str) -> Iterator[search_v1.StreamSearchTrackletsRequest]:
+        header = search_v1.StreamSearchTrackletsRequest.Header()
+        header.search.parent = f"galleries/{gallery}"
+        yield search_v1.StreamSearchTrackletsRequest(header=header)
+
+    desk = guarded.of("desk")
+    errors = [
+        refused(lambda name=name: list(desk.search.StreamSearchTracklets(track(name), timeout=20)))  # type: ignore[misc]
+        for name in ("vault", "nowhere")
+    ]
+    assert {(type(error), error.reason, str(error)) for error in errors} == {
+        (PermissionDeniedError, "GALLERY", "the caller desk may not use this gallery")
+    }
+
 
 def test_erasing_everywhere_takes_every_gallery(guarded: Guarded) -> None:
     fields = {"parent": "galleries/-", "identity_id": "nobody"}
@@ -234,7 +251,7 @@ def test_changes_of_the_file_count_from_the_next_call_on(guarded: Guarded) -> No
 
 def test_a_stream_does_not_outlive_its_token(guarded: Guarded) -> None:
     token = callers.add(guarded.file, "guest", "ingester")
-    steps = []
+    steps: list[tuple[str | None, int]] = []
 
     def requests() -> Iterator[tracklet_v1.BulkIngestTrackletsRequest]:
         for number in (11, 12):
@@ -277,7 +294,7 @@ def test_nobody_comes_in_while_the_file_cannot_be_trusted(guarded: Guarded) -> N
             lambda: guarded.file.write_bytes(good[:-20]),
             lambda: guarded.file.write_text(json.dumps({"version": 1, "callers": [{"name": "x"}]})),
             lambda: guarded.file.write_text(json.dumps({"version": 2, "callers": []})),
-            lambda: (guarded.file.write_bytes(good), guarded.file.chmod(0o666)),
+            lambda: guarded.file.write_bytes(good) and guarded.file.chmod(0o666),
         ):
             spoil()
             error = refused(info)
@@ -293,12 +310,12 @@ def test_nobody_comes_in_while_the_file_cannot_be_trusted(guarded: Guarded) -> N
 
 def test_health_is_open_and_reflection_is_not(guarded: Guarded) -> None:
     nobody, desk = guarded.with_tokens(), guarded.of("desk")
-    check = health_pb2_grpc.HealthStub(nobody.channel).Check
+    check = health_pb2_grpc.HealthStub(nobody.channel).Check  # type: ignore[attr-defined]  # stubs lack it
     assert check(health_pb2.HealthCheckRequest(), timeout=20).status == health_pb2.HealthCheckResponse.SERVING
 
     def services(stubs: Stubs) -> list[str]:
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        reflect = reflection_pb2_grpc.ServerReflectionStub(stubs.channel).ServerReflectionInfo
+        reflect: Any = reflection_pb2_grpc.ServerReflectionStub(stubs.channel).ServerReflectionInfo
         (answer,) = reflect(iter([request]), timeout=20)
         return [service.name for service in answer.list_services_response.service]
 

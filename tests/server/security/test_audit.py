@@ -55,8 +55,8 @@ class Audited:
 @pytest.fixture
 def audited(bundle: Path, tmp_path: Path) -> Iterator[Audited]:
     callers.add(tmp_path / "callers.json", "first", "admin")
-    settings = {"access": {"file": tmp_path / "callers.json"}, "audit": {"folder": tmp_path / "audit"}}
-    with running(bundle, tmp_path / "data", **settings) as live:
+    access, folder = {"file": tmp_path / "callers.json"}, {"folder": tmp_path / "audit"}
+    with running(bundle, tmp_path / "data", access=access, audit=folder) as live:
         server = Audited(live, tmp_path / "audit")
         yield server
         server.boss.close()
@@ -226,7 +226,9 @@ def test_streams_are_recorded_when_they_begin_and_end(audited: Audited) -> None:
     while audited.count < going + 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert [record["code"] for record in audited.records(going)] == ["STARTED", "CANCELLED"]
+    started, ended = (record["code"] for record in audited.records(going))
+    # gRPC tells a server of a cancelled stream that it is cancelled, or just that it has ended, whichever is first.
+    assert (started, ended in ("CANCELLED", "INVALID_ARGUMENT")) == ("STARTED", True)
     camera.close()
 
 

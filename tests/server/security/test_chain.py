@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
@@ -51,7 +52,7 @@ def test_what_was_written_is_sound_and_goes_on_after_a_restart(tmp_path: Path) -
 
 def test_any_changed_byte_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "audit"
-    _written(folder, *NAMES[:2])
+    _written(folder, *NAMES[:1])
     path, key = _file(folder), chain.load_key(folder / "key")
     good = path.read_bytes()
     for place in range(len(good) - 1):  # without the last line's end: that looks like one that is being written
@@ -192,9 +193,14 @@ def test_days_have_files_of_their_own_and_old_ones_go(tmp_path: Path, monkeypatc
 
 
 def test_many_records_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    syncs = []
-    sync = os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda file: (time.sleep(0.01), syncs.append(file), sync(file)))
+    syncs, sync = [], os.fdatasync
+
+    def slow(file: int) -> None:
+        time.sleep(0.01)
+        syncs.append(file)
+        sync(file)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
     monkeypatch.setattr(audit, "SEGMENT_BYTES", 20_000)
     folder = tmp_path / "audit"
     _written(folder, *(str(number) for number in range(500)))
@@ -228,6 +234,21 @@ def test_a_disk_that_refuses_fails_what_waits_and_leaves_nothing(
     assert _callers(folder) == ["before", "after pwrite", "after fdatasync"]
     chain.verify(folder, chain.load_key(folder / "key"))
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 2
+
+
+def test_a_caller_that_goes_away_takes_no_record_along(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit")
+
+    async def leave() -> None:
+        waiting = asyncio.ensure_future(asyncio.wrap_future(log.append("Search", caller="gone")))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    asyncio.run(leave())
+    log.append("Search", caller="here").result(10)
+    log.close()
+    assert _callers(tmp_path / "audit") == ["gone", "here"]
 
 
 def test_records_are_plain_json_lines(tmp_path: Path) -> None:

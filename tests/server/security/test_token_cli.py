@@ -40,13 +40,17 @@ def test_from_the_first_token_to_its_end(run: Run, file: Path) -> None:
     clock = _Clock()
     access = Access(file, clock=clock)
     caller = access.identify(f"Bearer {token}", list)
-    assert (caller.name, caller.roles, caller.galleries) == ("entrance", {"ingester"}, {"station"})
+    assert (caller.name, caller.roles, caller.galleries) == (
+        "entrance",
+        frozenset({"ingester"}),
+        frozenset({"station"}),
+    )
 
     again = run("token", "create", "entrance", "--role", "reader", "--all-galleries")
     assert again.code == 1
     assert "passerby token rotate entrance" in again.err
     new = run("token", "rotate", "entrance", "--overlap", "1h", "--expires", "90d").out.strip()
-    assert access.identify(f"Bearer {new}", list).galleries == {"station"}
+    assert access.identify(f"Bearer {new}", list).galleries == frozenset({"station"})
     assert _name(access, token) == "entrance"
     clock.ahead = timedelta(minutes=61)
     assert _name(access, new) == "entrance"
@@ -93,7 +97,7 @@ def test_certificates(run: Run, file: Path) -> None:
     caller = Access(file).identify(None, lambda: ["x.example", "desk.example"])
     assert (caller.name, caller.roles, caller.credential) == (
         "desk",
-        {"reader", "ingester"},
+        frozenset({"reader", "ingester"}),
         "certificate:desk.example",
     )
     assert "certificate:desk.example" in run("token", "list").out
