@@ -104,13 +104,13 @@ def test_the_servers_word_is_heard_over_a_message_that_could_not_be_sent(address
         try:
             return f"{len([answer async for answer in client.stream_search('g', frames, top_k=0)])} answers"
         except PasserbyError as error:
-            return error.message
+            return f"{error.reason} {error.message}"
 
     async def main() -> set[str]:
         async with AsyncClient(address) as client:
             return {said for _ in range(15) for said in await asyncio.gather(*(refused(client) for _ in range(10)))}
 
-    assert asyncio.run(main()) == {"header.search.top_k: 0 is not between 1 and 1000"}
+    assert asyncio.run(main()) == {"TOP_K_OUT_OF_RANGE header.search.top_k: 0 is not between 1 and 1000"}
 
 
 def test_bulk_ingest_takes_from_an_asynchronous_source() -> None:
