@@ -1,4 +1,4 @@
-"""A gallery filled anew with the model that is served now, from the data sets that it came from.
+"""A gallery filled anew with the model that is served now, from the data sets that it came from, or from kept frames.
 
     GALLERY (old model) --ids--> which tracklets of those --index--> GALLERY-next --replace--> GALLERY (new model)
                                                                                         the old one: GALLERY-before
@@ -9,16 +9,17 @@ are indexed: who was erased from it is not stored again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from passerby.errors import AlreadyExistsError, FailedPreconditionError
-from passerby.v1 import gallery_service_pb2, resources_pb2
+from passerby.errors import AlreadyExistsError, FailedPreconditionError, from_status
+from passerby.v1 import gallery_service_pb2, resources_pb2, tracklet_service_pb2
 from passerby_client import Client
 from passerby_model.datasets import Tracklet
 
-from passerby_indexer.bulk import IndexReport, index, stored_id
+from passerby_indexer.bulk import Failure, IndexReport, index, stored_id
 
 NEXT, BEFORE = "next", "before"
 
@@ -43,6 +44,7 @@ def reindex(
     gallery_id: str,
     found: Sequence[Tracklet],
     *,
+    kept_frames: bool = False,
     camera_prefix: str = "",
     journal: Path | None = None,
     allow_missing: bool = False,
@@ -54,6 +56,7 @@ def reindex(
 
     Args:
         found: the tracklets of the data sets that the gallery was filled from.
+        kept_frames: what is in none of them is stored again from the frames that the server kept.
         camera_prefix: as given then.
         allow_missing: replace also when tracklets of the gallery are in none of them: they stay in the old one.
         fill_only: do not replace.
@@ -77,17 +80,49 @@ def reindex(
         camera_prefix=camera_prefix,
         on_progress=on_progress,
     )
-    # Asked anew: what was erased or stored meanwhile counts as it is now.
-    held = {tracklet.name.rpartition("/")[2] for tracklet in client.list_tracklets(new.name)}
-    missing = tuple(
-        sorted(t.name for t in client.list_tracklets(gallery.name) if t.name.rpartition("/")[2] not in held)
-    )
+    if kept_frames:
+        _from_kept_frames(client, new, _missing(client, gallery, new), report)
+    missing = _missing(client, gallery, new)
     replaced = None
     if not fill_only and (allow_missing or not missing):
         replaced = client.replace_gallery(
             gallery.name, new.name, keep_as=keep_as or f"{_id(gallery)}-{BEFORE}", allow_missing=allow_missing
         )
     return Reindexed(report, len(found) - len(wanted), missing, replaced)
+
+
+def _missing(client: Client, gallery: resources_pb2.Gallery, new: resources_pb2.Gallery) -> tuple[str, ...]:
+    """Names of the tracklets that only the old gallery holds, as it is now."""
+    held = {tracklet.name.rpartition("/")[2] for tracklet in client.list_tracklets(new.name)}
+    everyone = (tracklet.name for tracklet in client.list_tracklets(gallery.name))
+    return tuple(sorted(name for name in everyone if name.rpartition("/")[2] not in held))
+
+
+def _from_kept_frames(client: Client, new: resources_pb2.Gallery, names: Sequence[str], report: IndexReport) -> None:
+    """Stores tracklets of the old gallery in the new one, as far as their frames were kept, and adds to the report."""
+    sent: dict[str, str] = {}
+
+    def requests() -> Iterator[tracklet_service_pb2.IngestTrackletRequest]:
+        for name in names:
+            found = client.get_tracklet(name, frames=True)
+            if found.frames.frames:
+                request = tracklet_service_pb2.IngestTrackletRequest(
+                    parent=new.name,
+                    tracklet_id=name.rpartition("/")[2],
+                    tracklet=found.tracklet,
+                    frames=found.frames,
+                    request_id=str(uuid.uuid4()),
+                )
+                sent[request.request_id] = name
+                yield request
+
+    for result in client.bulk_ingest(requests()):
+        name = sent.pop(result.request_id)
+        if result.HasField("tracklet"):
+            report.stored += 1
+            report.frames += result.tracklet.frame_count
+        else:
+            report.failed.append(Failure(name, from_status(result.status).message))
 
 
 def _follower(client: Client, gallery: resources_pb2.Gallery) -> resources_pb2.Gallery:
@@ -100,7 +135,9 @@ def _follower(client: Client, gallery: resources_pb2.Gallery) -> resources_pb2.G
         )
     name = f"{_id(gallery)}-{NEXT}"
     try:
-        return client.create_gallery(name, display_name=gallery.display_name, follows=gallery.name)
+        return client.create_gallery(
+            name, display_name=gallery.display_name, follows=gallery.name, keep_frames=gallery.keep_frames
+        )
     except AlreadyExistsError:
         found = client.get_gallery(name)
     if found.follows != gallery.name or found.model_fingerprint != served:

@@ -36,8 +36,12 @@ if TYPE_CHECKING:
 def reindex(
     gallery: Annotated[str, typer.Argument(metavar="GALLERY", help="Id of the gallery to fill anew.")],
     sources: Annotated[
-        list[Path], typer.Option("--from", metavar="PATH", help="Data set that it was filled from; may be repeated.")
-    ],
+        list[Path] | None,
+        typer.Option("--from", metavar="PATH", help="Data set that it was filled from; may be repeated."),
+    ] = None,
+    kept_frames: Annotated[
+        bool, typer.Option("--kept-frames", help="From the frames that the server kept, for what is in no data set.")
+    ] = False,
     format: Annotated[DataFormat, typer.Option("--format", help="As given to `passerby index`.")] = DataFormat.AUTO,
     camera_prefix: Annotated[str, typer.Option(metavar="TEXT", help="As given to `passerby index`.")] = "",
     journal: Annotated[
@@ -67,7 +71,9 @@ def reindex(
     from passerby_indexer import reindex as stage
     from passerby_indexer.scan import scan
 
-    found = [tracklet for path in sources for tracklet in scan(path, format.value)]
+    if not sources and not kept_frames:
+        raise typer.BadParameter("say from which data set, or --kept-frames", param_hint="'--from'")
+    found = [tracklet for path in sources or () for tracklet in scan(path, format.value)]
     with connect(server, ca_file, timeout, retry=RetryPolicy(attempts=ATTEMPTS)) as client:
         try:
             with show_progress(len(found)) as show:
@@ -75,6 +81,7 @@ def reindex(
                     client,
                     gallery,
                     found,
+                    kept_frames=kept_frames,
                     camera_prefix=camera_prefix,
                     journal=journal,
                     allow_missing=allow_missing,

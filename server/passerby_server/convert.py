@@ -102,7 +102,7 @@ def gallery_options(gallery: resources.Gallery) -> GalleryOptions:
     """What a new gallery is asked to be. Raises InvalidArgumentError."""
     follows = names.parse_gallery_name(gallery.follows, field="gallery.follows") if gallery.follows else ""
     _check_rate("gallery.false_match_rate", gallery.false_match_rate)
-    return GalleryOptions(gallery.index_kind, gallery.false_match_rate or None, follows)
+    return GalleryOptions(gallery.index_kind, gallery.false_match_rate or None, follows, gallery.keep_frames)
 
 
 def gallery_changes(request: gallery_service.UpdateGalleryRequest) -> dict[str, Any]:

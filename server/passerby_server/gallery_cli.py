@@ -53,9 +53,13 @@ def check(data: Data, as_json: AsJson = False) -> None:
     damage = check(data)
     if as_json:
         found = {"ok": not damage, "database": damage.database, "descriptors": damage.descriptors}
-        typer.echo(json.dumps(found | {"thumbnails": damage.thumbnails}, indent=2))
+        typer.echo(json.dumps(found | {"thumbnails": damage.thumbnails, "frames": damage.frames}, indent=2))
     else:
-        for what, names in (("descriptor", damage.descriptors), ("thumbnail", damage.thumbnails)):
+        for what, names in (
+            ("descriptor", damage.descriptors),
+            ("thumbnail", damage.thumbnails),
+            ("frame", damage.frames),
+        ):
             for name in names:
                 typer.echo(f"damaged {what}: {name}")
         for finding in damage.database:

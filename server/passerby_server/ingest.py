@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,8 @@ from passerby_server.telemetry.calls import stage
 
 # Frames of a stream gather up to this many bytes before they are decoded together.
 _STREAM_BUFFER_BYTES = 4 * 1024 * 1024
+KEPT_BYTES = 3 * 1024 * 1024
+"""Of a tracklet's kept frames: they have to go into one answer of gRPC's usual 4 MiB."""
 
 
 class Ingester:
@@ -47,7 +49,7 @@ class Ingester:
         loaded, frames = self._runtime.loaded, request.frames.frames
         gallery_id, tracklet = self._checked(request)
         permit.current().check_gallery(gallery_id)
-        await self._runtime.gallery_of_this_model(gallery_id)
+        gallery = await self._runtime.gallery_of_this_model(gallery_id)
         digest = b""
         if request.request_id:
             digest = await asyncio.to_thread(request_digest, request)
@@ -55,7 +57,9 @@ class Ingester:
             if done is not None:
                 return done
         encoded = await loaded.encoder.encode(frames, deadline=deadline, patient=patient)
-        return await self._store(gallery_id, tracklet, encoded, frames[len(frames) // 2], request.request_id, digest)
+        kept = frames[:: math.ceil(len(frames) / MiddleFrame.KEPT)] if gallery.options.keep_frames else []
+        middle = frames[len(frames) // 2]
+        return await self._store(gallery_id, tracklet, encoded, middle, request.request_id, digest, kept)
 
     async def ingest_stream(
         self, messages: AsyncIterator[v1.StreamTrackletRequest], *, deadline: float | None = None
@@ -84,8 +88,8 @@ class Ingester:
         problems.catch(convert.new_tracklet, header.tracklet_id, timeless, None, 0, prefix=at)
         problems.check()
         permit.current().check_gallery(gallery_id)
-        await self._runtime.gallery_of_this_model(gallery_id)
-        return GrowingTracklet(header, gallery_id, field)
+        gallery = await self._runtime.gallery_of_this_model(gallery_id)
+        return GrowingTracklet(header, gallery_id, field, keep_frames=gallery.options.keep_frames)
 
     async def end(self, growing: GrowingTracklet, encoded: EncodedTracklet) -> TrackletRecord:
         """Stores a tracklet of which all frames have come and are `encoded`. Raises as `ingest`."""
@@ -100,7 +104,13 @@ class Ingester:
             header.tracklet_id, header.tracklet, growing.captured, encoded.frame_count, prefix=f"{field}."
         )
         return await self._store(
-            growing.gallery_id, tracklet, encoded, growing.middle.frame(), header.request_id, growing.digest.digest()
+            growing.gallery_id,
+            tracklet,
+            encoded,
+            growing.middle.frame(),
+            header.request_id,
+            growing.digest.digest(),
+            growing.middle.frames if growing.keep_frames else [],
         )
 
     def _checked(self, request: v1.IngestTrackletRequest) -> tuple[str, NewTracklet]:
@@ -123,6 +133,7 @@ class Ingester:
         middle: resources.Frame,
         request_id: str,
         digest: bytes,
+        kept: Sequence[resources.Frame],
     ) -> TrackletRecord:
         loaded = self._runtime.loaded
         with stage("thumbnail"):
@@ -137,14 +148,18 @@ class Ingester:
                 thumbnail,
                 request_id,
                 digest if request_id else b"",
+                _to_keep(kept),
             )
 
 
 class GrowingTracklet:
     """A tracklet to be stored that comes frame by frame, and what is kept of its frames besides their pixels."""
 
-    def __init__(self, header: v1.StreamTrackletRequest.Header, gallery_id: str, field: str) -> None:
+    def __init__(
+        self, header: v1.StreamTrackletRequest.Header, gallery_id: str, field: str, *, keep_frames: bool = False
+    ) -> None:
         self.header = header
+        self.keep_frames = keep_frames
         self.gallery_id = gallery_id
         self.field = field
         """Path of the header in the request."""
@@ -209,10 +224,23 @@ class MiddleFrame:
                 self._frames.append(frame)
         self._count += 1
 
+    @property
+    def frames(self) -> list[resources.Frame]:
+        """All kept frames, evenly spaced."""
+        return self._frames
+
     def frame(self) -> resources.Frame:
         """The kept frame that is nearest to the middle; at least one must have been added."""
         nearest = round(self._count // 2 / self._stride)
         return self._frames[min(nearest, len(self._frames) - 1)]
+
+
+def _to_keep(frames: Sequence[resources.Frame]) -> list[bytes]:
+    """The frames as they are kept; every second one of them until they are small enough."""
+    kept = [frame.SerializeToString(deterministic=True) for frame in frames]
+    while len(kept) > 1 and sum(map(len, kept)) > KEPT_BYTES:
+        kept = kept[::2]
+    return kept
 
 
 def request_digest(request: v1.IngestTrackletRequest) -> bytes:

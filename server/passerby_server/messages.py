@@ -48,6 +48,7 @@ def gallery_message(record: GalleryRecord) -> resources.Gallery:
         index_kind=record.options.index_kind,
         false_match_rate=record.options.false_match_rate or 0.0,
         follows=names.gallery_name(record.options.follows) if record.options.follows else "",
+        keep_frames=record.options.keep_frames,
     )
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from passerby.v1 import resources_pb2 as resources
+from passerby.v1 import tracklet_service_pb2 as tracklet_v1
 from passerby_client import Client
+from passerby_client._frames import FrameInput, frame
 from passerby_indexer.bulk import index
 from passerby_indexer.scan import scan
 
@@ -105,3 +109,47 @@ def test_a_gallery_of_the_served_model_needs_no_reindex(run: Run, switched: Swit
     done = call(run, switched)
     assert done.code == 1
     assert "delete it first" in done.err
+
+
+def streamed(gallery: str, pictures: Sequence[FrameInput]) -> list[tracklet_v1.StreamTrackletRequest]:
+    header = tracklet_v1.StreamTrackletRequest.Header(
+        parent=f"galleries/{gallery}", tracklet_id="live", tracklet=resources.Tracklet(camera_id="3")
+    )
+    frames = [tracklet_v1.StreamTrackletRequest(frame=frame(picture)) for picture in pictures]
+    return [tracklet_v1.StreamTrackletRequest(header=header), *frames]
+
+
+def test_kept_frames_fill_a_gallery_anew(run: Run, tmp_path: Path) -> None:
+    first = make_bundle(tmp_path / "first", dim=8)
+    second = make_bundle(tmp_path / "second", dim=16, seed=1)
+    pictures = [crop((number, 2 * number, 255 - number)) for number in range(70)]
+    with running(first, tmp_path / "store") as live, Client(f"127.0.0.1:{live.port}") as client:
+        client.create_gallery("hall", keep_frames=True)
+        client.create_gallery("plain")
+        for gallery in ("hall", "plain"):
+            client.ingest_tracklet(gallery, pictures[:7], camera="1", tracklet_id="short", identity="ann")
+            client.ingest_tracklet(gallery, pictures, camera="2", tracklet_id="long")
+            live.tracklets.StreamTracklet(iter(streamed(gallery, pictures[:40])), timeout=20)
+        kept = {
+            name: len(client.get_tracklet(f"galleries/hall/tracklets/{name}", frames=True).frames.frames)
+            for name in ("short", "long", "live")
+        }
+        assert kept == {"short": 7, "long": 24, "live": 20}
+        assert not client.get_tracklet("galleries/plain/tracklets/short", frames=True).frames.frames
+        assert not client.get_tracklet("galleries/hall/tracklets/short").frames.frames
+    with running(second, tmp_path / "store") as live, Client(f"127.0.0.1:{live.port}") as client:
+        server = f"127.0.0.1:{live.port}"
+        done = run("gallery", "reindex", "hall", "--kept-frames", "--server", server)
+        assert (done.code, done.out.splitlines()[0].split(" in ")[0]) == (0, "3 tracklets (51 frames) stored")
+        stored = {tracklet.name.rpartition("/")[2]: tracklet for tracklet in client.list_tracklets("hall")}
+        assert {name: tracklet.frame_count for name, tracklet in stored.items()} == {"short": 7, "long": 70, "live": 40}
+        assert stored["short"].identity_id == "ann"
+        expected = client.embed(pictures[:7]).tracklet_descriptor
+        found = client.get_tracklet("galleries/hall/tracklets/short", descriptor=True).tracklet_descriptor
+        np.testing.assert_allclose(found.values, expected.values, rtol=1e-5)
+        again = client.get_tracklet("galleries/hall/tracklets/long", frames=True).frames.frames
+        assert len(again) == 24  # and kept for the next model
+        done = run("gallery", "reindex", "plain", "--kept-frames", "--server", server)
+        assert done.code == 1
+        assert "galleries/plain/tracklets/short" in done.err
+        assert run("gallery", "reindex", "plain", "--server", server).code == 2

@@ -93,11 +93,20 @@ class AsyncTrackletMethods(AsyncConnection):
         return run.results()
 
     async def get_tracklet(
-        self, tracklet: str, *, descriptor: bool = False, thumbnail: bool = False, timeout: float | None = None
+        self,
+        tracklet: str,
+        *,
+        descriptor: bool = False,
+        thumbnail: bool = False,
+        frames: bool = False,
+        timeout: float | None = None,
     ) -> tracklet_service_pb2.GetTrackletResponse:
-        """One tracklet, on request with its descriptor and thumbnail (JPEG of its middle frame)."""
+        """One tracklet, on request with its descriptor, thumbnail (JPEG of its middle frame) and kept frames."""
         request = tracklet_service_pb2.GetTrackletRequest(
-            name=_requests.tracklet(tracklet), include_descriptor=descriptor, include_thumbnail=thumbnail
+            name=_requests.tracklet(tracklet),
+            include_descriptor=descriptor,
+            include_thumbnail=thumbnail,
+            include_frames=frames,
         )
         return await self._call(self._tracklets.GetTracklet, request, timeout)
 

@@ -62,6 +62,9 @@ def create(
     false_match_rate: Annotated[
         float, typer.Option(metavar="RATE", help="Of decisions where a search names none, for example 0.001.")
     ] = 0.0,
+    keep_frames: Annotated[
+        bool, typer.Option("--keep-frames", help="Keep up to 32 frames of each tracklet, for a later reindex.")
+    ] = False,
     server: Server = DEFAULT_SERVER,
     ca_file: CaFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
@@ -70,7 +73,11 @@ def create(
     """Create a gallery, bound to the model that the server runs."""
     with connect(server, ca_file, timeout) as client:
         created = client.create_gallery(
-            gallery, display_name=display_name, index_kind=index, false_match_rate=false_match_rate
+            gallery,
+            display_name=display_name,
+            index_kind=index,
+            false_match_rate=false_match_rate,
+            keep_frames=keep_frames,
         )
     _print(created, as_json)
 
@@ -275,6 +282,7 @@ def _print(gallery: Gallery, as_json: bool) -> None:
             "descriptor": f"{gallery.descriptor_dim} values",
             "index": gallery.index_kind,
             "false-match rate": f"{gallery.false_match_rate:g}" if gallery.false_match_rate else "",
+            "frames": "kept" if gallery.keep_frames else "",
             "follows": last_part(gallery.follows) if gallery.follows else "",
         }
     )

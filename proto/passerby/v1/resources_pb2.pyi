@@ -59,6 +59,7 @@ class Gallery(_message.Message):
     INDEX_KIND_FIELD_NUMBER: _builtins.int
     FALSE_MATCH_RATE_FIELD_NUMBER: _builtins.int
     FOLLOWS_FIELD_NUMBER: _builtins.int
+    KEEP_FRAMES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `galleries/{gallery}`."""
     display_name: _builtins.str
@@ -85,6 +86,11 @@ class Gallery(_message.Message):
     `galleries/{gallery}`, empty for none. Whatever is erased from that one is
     erased from this one, too. Set when it is created, and by ReplaceGallery.
     """
+    keep_frames: _builtins.bool
+    """Whether frames of each tracklet are kept, so that another model can fill
+    the gallery anew: at most 32, evenly spaced, and 3 MiB. Set when it is
+    created.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the gallery was created."""
@@ -101,10 +107,11 @@ class Gallery(_message.Message):
         index_kind: _builtins.str = ...,
         false_match_rate: _builtins.float = ...,
         follows: _builtins.str = ...,
+        keep_frames: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "descriptor_dim", b"descriptor_dim", "display_name", b"display_name", "false_match_rate", b"false_match_rate", "follows", b"follows", "index_kind", b"index_kind", "metric", b"metric", "model_fingerprint", b"model_fingerprint", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "descriptor_dim", b"descriptor_dim", "display_name", b"display_name", "false_match_rate", b"false_match_rate", "follows", b"follows", "index_kind", b"index_kind", "keep_frames", b"keep_frames", "metric", b"metric", "model_fingerprint", b"model_fingerprint", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

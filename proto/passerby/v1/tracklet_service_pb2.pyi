@@ -259,22 +259,26 @@ class GetTrackletRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     INCLUDE_DESCRIPTOR_FIELD_NUMBER: _builtins.int
     INCLUDE_THUMBNAIL_FIELD_NUMBER: _builtins.int
+    INCLUDE_FRAMES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`galleries/{gallery}/tracklets/{tracklet}`."""
     include_descriptor: _builtins.bool
     """Also return the descriptor."""
     include_thumbnail: _builtins.bool
     """Also return the thumbnail."""
+    include_frames: _builtins.bool
+    """Also return the kept frames. Takes the role `admin`."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         include_descriptor: _builtins.bool = ...,
         include_thumbnail: _builtins.bool = ...,
+        include_frames: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_descriptor", b"include_descriptor", "include_thumbnail", b"include_thumbnail", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_descriptor", b"include_descriptor", "include_frames", b"include_frames", "include_thumbnail", b"include_thumbnail", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -289,6 +293,7 @@ class GetTrackletResponse(_message.Message):
     TRACKLET_FIELD_NUMBER: _builtins.int
     TRACKLET_DESCRIPTOR_FIELD_NUMBER: _builtins.int
     THUMBNAIL_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
     thumbnail: _builtins.bytes
     """JPEG of the middle frame, set when asked for."""
     @_builtins.property
@@ -299,16 +304,21 @@ class GetTrackletResponse(_message.Message):
     def tracklet_descriptor(self) -> _resources_pb2.TrackletDescriptor:
         """Set when asked for."""
 
+    @_builtins.property
+    def frames(self) -> _resources_pb2.FrameSequence:
+        """As they came, when asked for; none where the gallery keeps none."""
+
     def __init__(
         self,
         *,
         tracklet: _resources_pb2.Tracklet | None = ...,
         tracklet_descriptor: _resources_pb2.TrackletDescriptor | None = ...,
         thumbnail: _builtins.bytes = ...,
+        frames: _resources_pb2.FrameSequence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tracklet", b"tracklet", "tracklet_descriptor", b"tracklet_descriptor"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "tracklet", b"tracklet", "tracklet_descriptor", b"tracklet_descriptor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["thumbnail", b"thumbnail", "tracklet", b"tracklet", "tracklet_descriptor", b"tracklet_descriptor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "thumbnail", b"thumbnail", "tracklet", b"tracklet", "tracklet_descriptor", b"tracklet_descriptor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

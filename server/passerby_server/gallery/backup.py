@@ -62,14 +62,16 @@ class Backup:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What `check` found: SQLite's findings, and the names of tracklets whose descriptor or thumbnail is damaged."""
+    """What `check` found: SQLite's findings, and the names of tracklets whose descriptor, thumbnail or kept frame is
+    damaged."""
 
     database: tuple[str, ...]
     descriptors: tuple[str, ...]
     thumbnails: tuple[str, ...]
+    frames: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.database or self.descriptors or self.thumbnails)
+        return bool(self.database or self.descriptors or self.thumbnails or self.frames)
 
 
 def back_up(data: Path, target: Path) -> Backup:
@@ -173,7 +175,7 @@ def check(data: Path) -> Damage:
         findings = [row[0] for row in connection.execute("PRAGMA integrity_check(20)")]
         database = () if findings == ["ok"] else tuple(findings)
         damaged = [
-            tuple(
+            dict.fromkeys(
                 f"galleries/{gallery_id}/tracklets/{tracklet_id}"
                 for gallery_id, tracklet_id, blob, checksum in connection.execute(
                     f"SELECT gallery_id, tracklet_id, {column}, checksum FROM tracklets "  # noqa: S608
@@ -181,9 +183,13 @@ def check(data: Path) -> Damage:
                 )
                 if blob is None or zlib.crc32(blob) != checksum
             )
-            for table, column, join in (("descriptors", "descriptor", "LEFT"), ("thumbnails", "thumbnail", ""))
+            for table, column, join in (
+                ("descriptors", "descriptor", "LEFT"),
+                ("thumbnails", "thumbnail", ""),
+                ("frames", "frame", ""),
+            )
         ]
-    return Damage(database, *damaged)
+    return Damage(database, *map(tuple, damaged))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ class Cataloguing(Erasing, Maintaining):
         validate.check_space(space)
         check_options(options)
         parts = [display_name, space.fingerprint, space.descriptor_dim, space.metric]
-        parts += [options.index_kind, options.false_match_rate, options.follows] if options != NO_OPTIONS else []
+        parts += dataclasses.astuple(options) if options != NO_OPTIONS else ()
         request = Request(gallery_id, request_id, "CreateGallery", ledger.digest_of(*parts))
 
         def change(connection: sqlite3.Connection) -> GalleryRow:
@@ -59,7 +60,7 @@ class Cataloguing(Erasing, Maintaining):
             followed = _followed(connection, options.follows)
             connection.execute(
                 "INSERT INTO galleries (gallery_id, display_name, fingerprint, descriptor_dim, metric, create_time, "
-                "index_kind, false_match_rate, follows) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "index_kind, false_match_rate, follows, keep_frames) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     gallery_id,
                     display_name,
@@ -70,6 +71,7 @@ class Cataloguing(Erasing, Maintaining):
                     options.index_kind,
                     options.false_match_rate,
                     followed,
+                    options.keep_frames,
                 ),
             )
             ledger.remember(connection, request, Outcome())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -134,6 +134,7 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
         thumbnail: bytes,
         request_id: str = "",
         request_digest: bytes = b"",
+        frames: Sequence[bytes] = (),
     ) -> TrackletRecord:
         validate.check_tracklet(tracklet)
         vector = validate.checked_descriptor(descriptor)
@@ -153,6 +154,8 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
             rows.put_descriptor(connection, vector_id, vector)
             if thumbnail:
                 rows.put_thumbnail(connection, vector_id, thumbnail)
+            if gallery.record.options.keep_frames:
+                rows.put_frames(connection, vector_id, frames)
             ledger.remember(connection, request, Outcome(vector_id))
             ledger.record(connection, "IngestTracklet", gallery_id, tracklet_id)
             return _Ingested(record_of(connection, gallery, vector_id), gallery.key, vector_id, vector)
@@ -179,6 +182,11 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
             gallery_id,
             tracklet_id,
             lambda connection, _, vector_id: rows.get_thumbnail(connection, vector_id),
+        )
+
+    def get_frames(self, gallery_id: str, tracklet_id: str) -> tuple[bytes, ...]:
+        return self._of_tracklet(
+            gallery_id, tracklet_id, lambda connection, _, vector_id: rows.get_frames(connection, vector_id)
         )
 
     def list_tracklets(

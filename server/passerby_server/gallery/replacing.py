@@ -28,7 +28,7 @@ _TWINS = (
 )
 _CARRY = (
     "UPDATE tracklets AS new SET identity_id = old.identity_id, camera_id = old.camera_id, start_time = old.start_time, "
-    "end_time = old.end_time, create_time = old.create_time FROM tracklets AS old "
+    "end_time = old.end_time, frame_count = old.frame_count, create_time = old.create_time FROM tracklets AS old "
     "WHERE old.gallery_key = :old AND new.gallery_key = :new AND old.tracklet_id = new.tracklet_id",
     f"DELETE FROM labels WHERE vector_id IN (SELECT new.vector_id FROM {_TWINS})",  # noqa: S608
     "INSERT INTO labels SELECT new.vector_id, key, value FROM labels JOIN tracklets AS old USING (vector_id) "
@@ -36,6 +36,9 @@ _CARRY = (
     "INSERT OR IGNORE INTO thumbnails (vector_id, thumbnail, checksum) SELECT new.vector_id, thumbnail, checksum "
     "FROM thumbnails JOIN tracklets AS old USING (vector_id) JOIN tracklets AS new USING (tracklet_id) "
     "WHERE old.gallery_key = :old AND new.gallery_key = :new",
+    "INSERT INTO frames SELECT new.vector_id, number, checksum, frame FROM frames JOIN tracklets AS old USING (vector_id) "
+    "JOIN tracklets AS new USING (tracklet_id) WHERE old.gallery_key = :old AND new.gallery_key = :new "
+    "AND new.vector_id NOT IN (SELECT vector_id FROM frames)",
     # Corrections stay undoable, in the new gallery.
     "DELETE FROM changes WHERE gallery_key = :new",
     "DELETE FROM change_items WHERE change_id IN (SELECT change_id FROM changes WHERE gallery_key = :old) "  # noqa: S608
@@ -45,8 +48,8 @@ _CARRY = (
     "UPDATE changes SET gallery_key = :new WHERE gallery_key = :old",
     "DELETE FROM retention WHERE gallery_key = :new",
     "INSERT INTO retention SELECT :new, camera_id, keep FROM retention WHERE gallery_key = :old",
-    "UPDATE galleries SET (display_name, index_kind, false_match_rate, follows) = "
-    "(SELECT display_name, index_kind, false_match_rate, NULL FROM galleries WHERE gallery_key = :old) "
+    "UPDATE galleries SET (display_name, index_kind, false_match_rate, keep_frames, follows) = "
+    "(SELECT display_name, index_kind, false_match_rate, keep_frames, NULL FROM galleries WHERE gallery_key = :old) "
     "WHERE gallery_key = :new",
     "UPDATE galleries SET follows = :new WHERE gallery_key = :old OR follows = :old",
     # A retry of a write from before finds its tracklet in the new gallery.

@@ -36,7 +36,7 @@ _COLUMNS = "vector_id, tracklet_id, camera_id, start_time, end_time, identity_id
 
 _GALLERIES = (
     "SELECT gallery_key, gallery_id, display_name, fingerprint, descriptor_dim, metric, create_time, index_kind, "
-    "false_match_rate, (SELECT gallery_id FROM galleries AS other WHERE other.gallery_key = galleries.follows) "
+    "false_match_rate, keep_frames, (SELECT gallery_id FROM galleries AS other WHERE other.gallery_key = galleries.follows) "
     "FROM galleries"
 )
 
@@ -84,8 +84,8 @@ def get_gallery(connection: sqlite3.Connection, gallery_id: str) -> GalleryRow:
 
 
 def _gallery(row: Sequence[Any]) -> GalleryRow:
-    key, gallery_id, display_name, fingerprint, dimension, metric, create_time, index_kind, rate, follows = row
-    options = GalleryOptions(index_kind, rate, follows or "")
+    key, gallery_id, display_name, fingerprint, dimension, metric, create_time, index_kind, rate, keep, follows = row
+    options = GalleryOptions(index_kind, rate, follows or "", bool(keep))
     space = ModelSpace(fingerprint, dimension, metric)
     return GalleryRow(key, GalleryRecord(gallery_id, display_name, space, from_microseconds(create_time), options))
 
@@ -237,6 +237,23 @@ def get_thumbnails(connection: sqlite3.Connection, vector_ids: Iterable[int]) ->
             else:
                 logger.error("the stored thumbnail number %d is damaged and left out", vector_id)
     return thumbnails
+
+
+def put_frames(connection: sqlite3.Connection, vector_id: int, frames: Sequence[bytes]) -> None:
+    values = [(vector_id, number, zlib.crc32(frame), frame) for number, frame in enumerate(frames)]
+    connection.executemany("INSERT INTO frames VALUES (?, ?, ?, ?)", values)
+
+
+def get_frames(connection: sqlite3.Connection, vector_id: int) -> tuple[bytes, ...]:
+    """The kept frames in order. Raises DataLossError (FRAME_DAMAGED) when a checksum does not fit."""
+    statement = "SELECT checksum, frame FROM frames WHERE vector_id = ? ORDER BY number"
+    found = connection.execute(statement, (vector_id,)).fetchall()
+    if any(zlib.crc32(frame) != checksum for checksum, frame in found):
+        raise DataLossError(
+            f"a kept frame of tracklet number {vector_id} is damaged: restore the data folder from a backup",
+            reason="FRAME_DAMAGED",
+        )
+    return tuple(frame for _, frame in found)
 
 
 def put_descriptor(connection: sqlite3.Connection, vector_id: int, descriptor: NDArray[np.float32]) -> None:

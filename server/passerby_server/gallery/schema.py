@@ -4,7 +4,8 @@
 crash leaves either the old schema or the new one. To change the schema, append a migration; never edit an old one.
 
     galleries --< tracklets --- descriptors      (one row each; apart, so that filters read small rows)
-                      |  `----- thumbnails
+                      |  |----- thumbnails
+                      |  `----< frames         (of galleries that keep some)
                       |--< labels
     requests >--------'  a request id and what it stored; the reference turns NULL when that is deleted
     retention            how long a gallery keeps what a camera saw
@@ -145,7 +146,18 @@ _V3 = (
     "CREATE INDEX tracklets_in_order ON tracklets (gallery_key)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3)
+_V4 = (
+    "ALTER TABLE galleries ADD COLUMN keep_frames INTEGER NOT NULL DEFAULT 0",
+    """CREATE TABLE frames (
+        vector_id INTEGER NOT NULL REFERENCES tracklets ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        checksum INTEGER NOT NULL, -- CRC-32 of `frame`
+        frame BLOB NOT NULL, -- as it came
+        PRIMARY KEY (vector_id, number)
+    ) STRICT""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3, _V4)
 """Statements of each migration; the schema version is how many were applied."""
 
 

@@ -38,6 +38,8 @@ class GalleryOptions:
     index_kind: str = ""
     false_match_rate: float | None = None
     follows: str = ""
+    keep_frames: bool = False
+    """Whether frames of its tracklets are kept, to fill it anew from."""
 
 
 NO_OPTIONS = GalleryOptions()
@@ -318,8 +320,12 @@ class Galleries(Protocol):
         thumbnail: bytes,
         request_id: str = "",
         request_digest: bytes = b"",
+        frames: Sequence[bytes] = (),
     ) -> TrackletRecord:
-        """Stores a tracklet; `request_digest` tells whether a repeated `request_id` repeats the same request."""
+        """Stores a tracklet; `request_digest` tells whether a repeated `request_id` repeats the same request.
+
+        `frames`, in whatever form, are kept if the gallery keeps frames.
+        """
         ...
 
     def find_request(self, gallery_id: str, request_id: str, request_digest: bytes) -> TrackletRecord | None:
@@ -331,6 +337,10 @@ class Galleries(Protocol):
     def get_descriptor(self, gallery_id: str, tracklet_id: str) -> NDArray[np.float32]: ...
 
     def get_thumbnail(self, gallery_id: str, tracklet_id: str) -> bytes: ...
+
+    def get_frames(self, gallery_id: str, tracklet_id: str) -> tuple[bytes, ...]:
+        """The frames that were kept of a tracklet, as `ingest` got them."""
+        ...
 
     def list_tracklets(
         self, gallery_id: str, filter: TrackletFilter, page_size: int, page_token: str = ""

@@ -14,6 +14,7 @@ from passerby_server.bulk import BulkIngest, ByteBudget
 from passerby_server.ingest import Ingester
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Runtime, deadline_of
+from passerby_server.security import permit
 
 ALL_GALLERIES = "galleries/-"
 
@@ -66,6 +67,10 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
             )
         if request.include_thumbnail:
             response.thumbnail = await reading(galleries.get_thumbnail, gallery_id, tracklet_id)
+        if request.include_frames:
+            permit.current().check_gallery(gallery_id, "admin")
+            for frame in await reading(galleries.get_frames, gallery_id, tracklet_id):
+                response.frames.frames.add().ParseFromString(frame)
         return response
 
     async def ListTracklets(  # noqa: N802

@@ -8,9 +8,17 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from passerby.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from passerby.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from passerby_server.gallery.backup import check
 from passerby_server.gallery.embedded import EmbeddedGalleries, open_galleries
-from passerby_server.gallery.types import GalleryOptions, ModelSpace, RetentionRule, TrackletFilter
+from passerby_server.gallery.store import DATABASE_NAME
+from passerby_server.gallery.types import GalleryOptions, ModelSpace, NewTracklet, RetentionRule, TrackletFilter
 
 from tests.server.gallery.filling import SPACE, ask, at, ids, put, reason
 
@@ -262,3 +270,63 @@ def test_an_index_that_failed_lags_until_it_is_rebuilt(both, monkeypatch):
     assert both.stats("g").index_lag == 4
     assert ids(both.search("g", ask([1, 0, 0, 0], 1))) == ["t1"]
     assert both.stats("g").index_lag == 0
+
+
+# Kept frames
+
+
+def put_frames(galleries, name, frames, *, gallery_id="g", space=SPACE):
+    vector = np.full(space.descriptor_dim, len(frames), np.float32)
+    return galleries.ingest(gallery_id, NewTracklet(name, "c1"), vector, space.fingerprint, b"", "", b"", frames)
+
+
+def test_frames_are_kept_where_they_are_to_be_and_erased_with_their_tracklet(tmp_path):
+    folder = tmp_path / "data"
+    galleries = open_galleries(folder)
+    galleries.create_gallery("g", "", SPACE, options=GalleryOptions(keep_frames=True))
+    galleries.create_gallery("h", "", SPACE)
+    frames = [b"<frame %d>" % number for number in range(12)]
+    for gallery_id in ("g", "h"):
+        put_frames(galleries, "t", frames, gallery_id=gallery_id)
+    put_frames(galleries, "u", [b"<other>"])
+    galleries.close()
+    galleries = open_galleries(folder)
+    assert galleries.get_gallery("g").options.keep_frames
+    assert galleries.get_frames("g", "t") == tuple(frames)
+    assert galleries.get_frames("h", "t") == ()
+    galleries.delete_tracklet("g", "t")
+    everywhere = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert b"<frame 3>" not in everywhere
+    assert b"<other>" in everywhere
+    galleries.close()
+
+
+def test_a_damaged_frame_is_found(tmp_path):
+    folder = tmp_path / "data"
+    galleries = open_galleries(folder)
+    galleries.create_gallery("g", "", SPACE, options=GalleryOptions(keep_frames=True))
+    put_frames(galleries, "t", [b"<frame one>", b"<frame two>"])
+    galleries.close()
+    database = folder / DATABASE_NAME
+    database.write_bytes(database.read_bytes().replace(b"<frame two>", b"<frame twp>"))
+    assert check(folder).frames == ("galleries/g/tracklets/t",)
+    galleries = open_galleries(folder)
+    with pytest.raises(DataLossError) as caught:
+        galleries.get_frames("g", "t")
+    assert reason(caught) == "FRAME_DAMAGED"
+    assert ids(galleries.search("g", ask([2, 2, 2, 2]))) == ["t"]
+    galleries.close()
+
+
+def test_kept_frames_go_along_unless_the_new_gallery_has_its_own(tmp_path):
+    galleries = open_galleries(tmp_path / "data")
+    galleries.create_gallery("g", "", SPACE, options=GalleryOptions(keep_frames=True))
+    galleries.create_gallery("g-next", "", NEW, options=GalleryOptions(follows="g", keep_frames=True))
+    for name in ("t", "u"):
+        put_frames(galleries, name, [b"old one", b"old two"])
+    put_frames(galleries, "t", [b"new"], gallery_id="g-next", space=NEW)
+    put_frames(galleries, "u", [], gallery_id="g-next", space=NEW)
+    assert replace(galleries).gallery.options == GalleryOptions(keep_frames=True)
+    assert galleries.get_frames("g", "t") == (b"new",)
+    assert galleries.get_frames("g", "u") == (b"old one", b"old two")
+    galleries.close()
