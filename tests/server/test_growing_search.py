@@ -93,7 +93,9 @@ def test_a_track_whose_frames_stop_coming_is_given_up(bundle: Path, tmp_path: Pa
 
 def test_a_frame_above_the_message_limit_is_refused(bundle: Path, tmp_path: Path) -> None:
     large = raw(crops(1, height=256, width=128)[0])  # 96 KiB
-    with running(bundle, tmp_path / "data", limits={"max_message_bytes": 64 * 1024}) as server:
+    with running(
+        bundle, tmp_path / "data", limits={"max_message_bytes": 64 * 1024, "max_frame_bytes": 64 * 1024}
+    ) as server:
         messages = stream(server.new_gallery(), [*FRAMES[:4], large])
         error = refused(lambda: list(server.search.StreamSearchTracklets(iter(messages), timeout=20)))
     assert (type(error), error.reason) == (ResourceExhaustedError, "MESSAGE_TOO_LARGE")
