@@ -199,7 +199,9 @@ class Runtime:
     async def _open_model(self, expected_fingerprint: str = "") -> tuple[Model, AsyncExitStack]:
         """The model of the bundle's folder, warmed up, and what frees it."""
         config = self.config
-        bundle = await asyncio.to_thread(open_bundle, config.bundle, allow_unverified=config.allow_unverified)
+        # Where a link leads now: were it changed in between, one bundle would be checked and another one loaded.
+        folder = config.bundle.resolve() if config.bundle.exists() else config.bundle
+        bundle = await asyncio.to_thread(open_bundle, folder, allow_unverified=config.allow_unverified)
         if expected_fingerprint not in ("", bundle.fingerprint):
             raise FailedPreconditionError(
                 f"{config.bundle} holds the bundle {bundle.fingerprint[:12]}, not {expected_fingerprint[:12]}",

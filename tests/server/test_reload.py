@@ -141,6 +141,8 @@ def test_another_model_and_back(server: LiveServer, shelf: Shelf) -> None:
     answer = reload(server)
     info = server.model.GetModelInfo(model_v1.GetModelInfoRequest()).model_info
     assert answer.model_info == info
+    root = server.server.runtime.loaded.bundle.root
+    assert root == shelf.folder.resolve() / "model-1", "a link that may change while its bundle is read"
     assert info.model_fingerprint != answer.previous_fingerprint
     assert embedded(server) == pytest.approx(expected_descriptor(CROPS, seed=1), abs=1e-4)
     error = refused(lambda: server.ingest(old, FRAMES))
