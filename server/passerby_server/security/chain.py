@@ -53,8 +53,9 @@ class Key:
 
     def pseudonym(self, kind: str, gallery_id: str, name: str) -> str:
         """What stands for a name: `identity:` or `tracklet:` and 32 hex digits; identities are those of all galleries."""
-        text = json.dumps([kind, gallery_id if kind == "tracklet" else "", name]).encode()
-        return f"{kind}:{hmac.digest(self.names, text, 'sha256')[:16].hex()}"
+        # Only the name, which is last, may hold any character.
+        text = f"{kind}\0{gallery_id if kind == 'tracklet' else ''}\0{name}".encode()
+        return f"{kind}:{hmac.digest(self.names, text, 'sha256').hex()[:32]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,11 +137,11 @@ def details(rule: Rule, message: Message) -> dict[str, int | str]:
 def _values(message: Any, path: str) -> Iterator[str]:
     """Texts at a dotted path; none where the message has no such field."""
     name, _, rest = path.partition(".")
-    if name not in message.DESCRIPTOR.fields_by_name:
+    value = getattr(message, name, None)
+    if value is None:
         return
-    value = getattr(message, name)
-    for one in [value] if isinstance(value, (str, Message)) else value:
-        if rest and isinstance(one, Message):
+    for one in (value,) if isinstance(value, (str, Message)) else value:
+        if rest:
             yield from _values(one, rest)
-        elif not rest and isinstance(one, str):
+        elif isinstance(one, str):
             yield one

@@ -18,6 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from passerby.errors import (
+    AlreadyExistsError,
     FailedPreconditionError,
     NotFoundError,
     PasserbyError,
@@ -241,6 +242,22 @@ def test_a_query_of_another_gallery_is_refused(guarded: Guarded) -> None:
     assert str(error) == str(refused(partial(guarded.of("desk").search.SearchTracklets, absent, timeout=20)))
 
 
+def test_galleries_named_beside_the_first_are_checked_too(guarded: Guarded) -> None:
+    local, vault = guarded.of("local"), "galleries/vault"
+    following = {"gallery_id": "station", "gallery.follows": vault}
+    assert isinstance(_call(local, "GalleryService/CreateGallery", **following), PermissionDeniedError)
+    for other, retired in ((vault, "station"), ("galleries/station", "vault")):
+        fields = {"name": "galleries/station", "replacement": other, "retired_gallery_id": retired}
+        assert isinstance(_call(local, "GalleryService/ReplaceGallery", **fields), PermissionDeniedError)
+    assert isinstance(_call(guarded.of("boss"), "GalleryService/ReplaceGallery", **fields), AlreadyExistsError)
+
+
+def test_kept_frames_are_for_admins(guarded: Guarded) -> None:
+    fields = {"name": "galleries/station/tracklets/t1", "include_frames": True}
+    assert isinstance(_call(guarded.of("desk"), "TrackletService/GetTracklet", **fields), PermissionDeniedError)
+    assert _call(guarded.of("local"), "TrackletService/GetTracklet", **fields) is None
+
+
 def test_changes_of_the_file_count_from_the_next_call_on(guarded: Guarded) -> None:
     token = callers.add(guarded.file, "guest", "reader")
     guest = guarded.with_tokens(token)
@@ -294,7 +311,7 @@ def test_nobody_comes_in_while_the_file_cannot_be_trusted(guarded: Guarded) -> N
             lambda: guarded.file.write_bytes(good[:-20]),
             lambda: guarded.file.write_text(json.dumps({"version": 1, "callers": [{"name": "x"}]})),
             lambda: guarded.file.write_text(json.dumps({"version": 2, "callers": []})),
-            lambda: guarded.file.write_bytes(good) and guarded.file.chmod(0o666),
+            lambda: (guarded.file.write_bytes(good), os.chmod(guarded.file, 0o666)),  # type: ignore[func-returns-value]  # noqa: S103
         ):
             spoil()
             error = refused(info)
