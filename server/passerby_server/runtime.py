@@ -189,6 +189,7 @@ class Runtime:
             why = error.message if isinstance(error, PasserbyError) else repr(error)
             event(log, logging.ERROR, f"the bundle was not reloaded, the model before goes on: {why}")
             raise
+        self._note_encoder(True)  # the one before may have hung
         self._metrics.reloaded("switched")
         seconds = f"{time.monotonic() - start:.2f}"
         fields = {"before": old.loaded.bundle.fingerprint[:12], "fingerprint": loaded.bundle.fingerprint[:12]}

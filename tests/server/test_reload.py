@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from passerby.errors import DataLossError, FailedPreconditionError, InternalError, NotFoundError
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import resources_pb2 as resources
@@ -261,6 +262,33 @@ def test_a_call_in_progress_ends_with_its_model_which_is_then_closed(
     retired(server)
     assert kept() is None
     reload(server)
+
+
+def test_a_reload_heals_an_encoder_that_hangs(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(shelf.link, tmp_path / "data", batching={"watchdog_seconds": 0.3}) as server:
+        kept = weakref.ref(server.server.runtime.loaded.backend)
+        kind = type(server.server.runtime.loaded.backend)
+        encode, gate = kind.encode, threading.Event()
+
+        def hangs(self: Any, snippets: Any) -> Any:
+            if self is kept():
+                gate.wait(30)
+            return encode(self, snippets)
+
+        monkeypatch.setattr(kind, "encode", hangs)
+        assert type(refused(lambda: embedded(server))) is InternalError
+        stub: Any = health_pb2_grpc.HealthStub(server.channel)
+
+        def health() -> int:
+            return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status)
+
+        try:
+            assert health() == health_pb2.HealthCheckResponse.NOT_SERVING
+            reload(server)
+            assert embedded(server) == pytest.approx(expected_descriptor(CROPS), abs=1e-4)
+            assert health() == health_pb2.HealthCheckResponse.SERVING
+        finally:
+            gate.set()
 
 
 def test_streams_across_a_switch(server: LiveServer, shelf: Shelf) -> None:
