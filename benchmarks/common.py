@@ -31,6 +31,13 @@ START_SECONDS = 180.0
 @contextmanager
 def running_server(bundle: Path, data: Path, *arguments: str) -> Iterator[str]:
     """`passerby serve` on a free port of loopback; yields HOST:PORT once it serves, ends it with SIGTERM."""
+    with server_process(bundle, data, *arguments) as (address, _):
+        yield address
+
+
+@contextmanager
+def server_process(bundle: Path, data: Path, *arguments: str) -> Iterator[tuple[str, int]]:
+    """As `running_server`; yields HOST:PORT and the number of the process."""
     command = [sys.executable, "-m", "passerby_server", "--bundle", str(bundle), "--data", str(data)]
     command += ["--address", "127.0.0.1:0", *arguments]
     log = data.parent / f"{data.name}.log"
@@ -39,7 +46,7 @@ def running_server(bundle: Path, data: Path, *arguments: str) -> Iterator[str]:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
     ):
         try:
-            yield _address(server, log)
+            yield _address(server, log), server.pid
         finally:
             server.send_signal(signal.SIGTERM)
             try:
