@@ -23,7 +23,7 @@ types: .venv/.ready ## Types (mypy, strict).
 
 proto: .venv/.ready ## Lint the API (buf) and compare the committed stubs and the synchronous client with fresh ones.
 	.venv/bin/python proto/generate.py --check
-	.venv/bin/python clients/generate.py --check
+	.venv/bin/python clients/unasync.py --check
 
 # In two processes: training and export load torch with its own threads, servers and clients need none of it.
 pytest: .venv/.ready ## Tests.

@@ -7,7 +7,7 @@
         async for tracklet in client.list_tracklets("station"):
             ...
 
-Both clients have one source, `_async`, of which `clients/generate.py` makes `_sync`. A synchronous client on a hidden
+Both clients have one source, `_async`, of which `clients/unasync.py` makes `_sync`. A synchronous client on a hidden
 event loop would bring a thread, fork and interrupt trouble into every program; a core without input and output would leave
 each signature and its explanation to be written twice. What is left for both to be written by hand is in
 `_concurrency` and `_channel`, pair by pair.

@@ -66,7 +66,8 @@ def colour(data: bytes) -> np.ndarray:
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert decoded is not None
     assert decoded.shape == (60, 30, 3)
-    return decoded.reshape(-1, 3).mean(axis=0)
+    mean: np.ndarray = decoded.reshape(-1, 3).mean(axis=0)
+    return mean
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -1,1 +1,1 @@
-"""The source of both clients: `_sync` is made of this package by `clients/generate.py`."""
+"""The source of both clients: `_sync` is made of this package by `clients/unasync.py`."""

@@ -1,2 +1,2 @@
-# Made of _async/__init__.py by clients/generate.py: edit that one.
+# Made of _async/__init__.py by clients/unasync.py: edit that one.
 """The synchronous client."""

@@ -1,4 +1,4 @@
-# Made of _async/bulk.py by clients/generate.py: edit that one.
+# Made of _async/bulk.py by clients/unasync.py: edit that one.
 """Many tracklets over one stream: bounded, lazy, and resumed when the connection breaks.
 
     caller's iterable --feeder, waits for a free slot--> events --> outbox --gRPC--> server

@@ -1,4 +1,4 @@
-# Made of _async/client.py by clients/generate.py: edit that one.
+# Made of _async/client.py by clients/unasync.py: edit that one.
 """The synchronous client: arguments -> request (`_requests`) -> call with deadline and retries -> protocol buffers.
 
 Errors are those of `passerby.errors`: what the server raised is raised here again.

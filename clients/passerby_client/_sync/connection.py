@@ -1,4 +1,4 @@
-# Made of _async/connection.py by clients/generate.py: edit that one.
+# Made of _async/connection.py by clients/unasync.py: edit that one.
 """The connection under `Client`: the channel with its stubs, and how one call is made.
 
 A call has one deadline over all its attempts; between them the connection may be closed by somebody else.

@@ -1,4 +1,4 @@
-# Made of _async/galleries.py by clients/generate.py: edit that one.
+# Made of _async/galleries.py by clients/unasync.py: edit that one.
 """Galleries: creating, reading and deleting them; retention and audit."""
 
 from __future__ import annotations

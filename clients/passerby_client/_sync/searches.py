@@ -1,4 +1,4 @@
-# Made of _async/searches.py by clients/generate.py: edit that one.
+# Made of _async/searches.py by clients/unasync.py: edit that one.
 """Search, and the model without a gallery."""
 
 from __future__ import annotations

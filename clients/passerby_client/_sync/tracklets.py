@@ -1,4 +1,4 @@
-# Made of _async/tracklets.py by clients/generate.py: edit that one.
+# Made of _async/tracklets.py by clients/unasync.py: edit that one.
 """Tracklets: ingest, one by one and in bulk; reading, listing, correcting and erasing."""
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent / "passerby_client"
 SOURCE, TARGET = PACKAGE / "_async", PACKAGE / "_sync"
-NOTICE = "# Made of _async/{name} by clients/generate.py: edit that one.\n"
+NOTICE = "# Made of _async/{name} by clients/unasync.py: edit that one.\n"
 
 RULES: tuple[tuple[str, str], ...] = (
     (r"\(await (self\._\w+\(.*\))\)\.", r"\1."),  # (await f()).x
@@ -72,7 +72,7 @@ def _read(path: Path) -> str | None:
 def main() -> None:
     if sys.argv[1:] == ["--check"]:
         if wrong := differences():
-            raise SystemExit(f"run clients/generate.py: {', '.join(wrong)} in {TARGET.name} differ from {SOURCE.name}")
+            raise SystemExit(f"run clients/unasync.py: {', '.join(wrong)} in {TARGET.name} differ from {SOURCE.name}")
     elif sys.argv[1:]:
         raise SystemExit(__doc__)
     else:
