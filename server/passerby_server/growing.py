@@ -81,7 +81,7 @@ class GrowingSearch:
         with _at("header.search."):
             search = await self._searcher.prepared(header.search, growing=True)
         permit.current().note(header.search)
-        if header.answer_frames < 0 or (header.HasField("answer_frames") and header.answer_frames < 1):
+        if header.HasField("answer_frames") and header.answer_frames < 1:
             raise InvalidArgumentError.of("header.answer_frames", f"{header.answer_frames} is below 1")
         if header.answer_interval.ToNanoseconds() < 0:
             raise InvalidArgumentError.of("header.answer_interval", "is negative")

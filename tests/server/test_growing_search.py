@@ -196,3 +196,22 @@ def test_a_deadline_ends_the_stream(live: LiveServer, gallery: str, over: thread
     with pytest.raises(grpc.RpcError) as ended:
         next(call)
     assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_many_streams_that_are_cancelled_leave_nothing_behind(
+    live: LiveServer, gallery: str, over: threading.Event
+) -> None:
+    for _ in range(4):
+        calls = [
+            live.search.StreamSearchTracklets(waiting(stream(gallery, FRAMES[: count + 1]), over), timeout=60)
+            for count in range(8)
+        ]
+        for call in calls:
+            call.cancel()
+    deadline = time.monotonic() + 20
+    while live.on_loop(lambda: live.server.guard.streams) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert live.on_loop(lambda: live.server.guard.streams) == 0
+    *_, last = live.search.StreamSearchTracklets(iter(stream(gallery, FRAMES)), timeout=20)
+    assert (last.last, last.frame_count) == (True, 12)
+    assert live.on_loop(lambda: live.server.runtime.loaded.encoder.batcher.admitted) == 0
