@@ -71,8 +71,9 @@ class Limits(Section):
         60.0,
         gt=0,
         le=86_400,
-        description="Longest silence of a stream's caller while the server waits for it, in seconds: a connection whose "
-        "other end is gone would keep its place among the streams until TCP gives up.",
+        description="Longest silence of a stream's caller while the server waits for it, in seconds, for a message or for "
+        "an answer to be read: a connection whose other end is gone would keep its place among the streams until TCP gives "
+        "up.",
     )
 
 
@@ -120,12 +121,12 @@ class Connections(Section):
     """Connections of clients: how many, and when the server closes one."""
 
     max_connections: int = Field(
-        1024, ge=1, description="Connections at the same time; a further one is closed at once. Each holds about 30 KiB."
+        1024, ge=1, description="Connections at the same time; a further one is closed at once. A silent one holds about 17 KiB."
     )
     max_calls: int = Field(
-        128,
+        256,
         ge=1,
-        description="Calls of one connection at the same time; further ones wait in the client. Above "
+        description="Calls of one connection at the same time; further ones wait in the client. Well above "
         "limits.max_requests_per_client, so that what is too much is refused and does not wait.",
     )
     handshake_seconds: float = Field(
