@@ -72,6 +72,7 @@ def test_roles_are_what_the_page_says() -> None:
         "TrackletService/StreamTracklet",
         "TrackletService/BulkIngestTracklets",
         "ModelService/GetModelInfo",
+        "GalleryService/GetGallery",
     }
     # What has no side effects, and nothing else; the audit is the admin's.
     reads = {
