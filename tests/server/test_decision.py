@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import resources_pb2 as resources
@@ -83,7 +84,7 @@ def test_decisions_follow_the_distance(live: LiveServer, rate: float | None, mat
 def test_a_gallery_has_a_rate_of_its_own_where_a_search_names_none(live: LiveServer) -> None:
     gallery = filled(live)
     changes = gallery_v1.UpdateGalleryRequest(
-        gallery=resources.Gallery(name=gallery, false_match_rate=0.1), update_mask={"paths": ["false_match_rate"]}
+        gallery=resources.Gallery(name=gallery, false_match_rate=0.1), update_mask=FieldMask(paths=["false_match_rate"])
     )
     live.galleries.UpdateGallery(changes, timeout=20)
     matches = [
