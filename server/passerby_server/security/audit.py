@@ -61,6 +61,8 @@ class AuditLog:
         self.broken = False
         """Whether the last attempt to write failed."""
         self._queue: queue.SimpleQueue[tuple[Record, Future[None]] | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="passerby-audit")
         self._thread.start()
 
@@ -68,7 +70,11 @@ class AuditLog:
         """Adds a record; the result comes once it is durable, or UnavailableError (AUDIT_FAILED)."""
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()  # a caller that goes away must not take the record along
-        self._queue.put(({"time": _now(), "event": name} | fields, future))
+        with self._closing:
+            if self._closed:
+                future.set_exception(_refusal("the server is going down"))
+            else:
+                self._queue.put(({"time": _now(), "event": name} | fields, future))
         return future
 
     async def ready(self) -> None:
@@ -82,15 +88,18 @@ class AuditLog:
         return self._head
 
     def close(self) -> None:
-        """Writes what waits, and ends. Nothing may be appended afterwards."""
-        with suppress(UnavailableError):
-            self.append(chain.STOPPED).result()
-        self._queue.put(None)
+        """Writes what waits, and ends; what is appended afterwards fails. May be repeated, also at the same time."""
+        with self._closing:
+            first, self._closed = not self._closed, True
+            if first:
+                self._queue.put(({"time": _now(), "event": chain.STOPPED}, Future()))
+                self._queue.put(None)
         self._thread.join()
-        event(log, logging.INFO, "audit closed", head=self._head)
-        if self._file >= 0:
-            os.close(self._file)
-        os.close(self._lock)
+        if first:
+            event(log, logging.INFO, "audit closed", head=self._head)
+            if self._file >= 0:
+                os.close(self._file)
+            os.close(self._lock)
 
     def _run(self) -> None:
         swept = -SWEEP_SECONDS
@@ -125,12 +134,7 @@ class AuditLog:
             if not self.broken:
                 log.error("the audit cannot be written, so calls are refused: %s", error)  # noqa: TRY400
             self.broken = True
-            failure = UnavailableError(
-                "the audit cannot be written, and nothing is answered without its record; the operator finds the reason in "
-                "the server's log",
-                reason="AUDIT_FAILED",
-                retry_delay=5.0,
-            )
+            failure = _refusal("the operator finds the reason in the server's log")
             for _, future in batch:
                 future.set_exception(failure)
             return
@@ -148,35 +152,28 @@ class AuditLog:
         for record in records:
             line, head = chain.seal(self.key, head, record)
             lines.append(line)
-        self._put(b"".join(lines))
+        data = b"".join(lines)
+        _put(self._file, self._size, data)
+        self._size += len(data)
         self._head = head
 
     def _begin_segment(self, time_: str) -> None:
-        path = self._folder / chain.segment_name(self._head.seq + 1)
+        """Goes on in a new file; on OSError in the old one, as if nothing had been tried."""
+        record = {"time": time_, "event": chain.SEGMENT, "previous": self._head.mac.hex()}
+        line, head = chain.seal(self.key, self._head, record)
+        path = self._folder / chain.segment_name(head.seq)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        _sync_folder(self._folder)
+        try:
+            _put(file, 0, line)
+            _sync_folder(self._folder)
+        except OSError:
+            os.close(file)
+            with suppress(OSError):
+                path.unlink()
+            raise
         if self._file >= 0:
             os.close(self._file)
-        self._file, self._size, self._day = file, 0, time_[:10]
-        line, head = chain.seal(
-            self.key, self._head, {"time": time_, "event": chain.SEGMENT, "previous": self._head.mac.hex()}
-        )
-        self._put(line)
-        self._head = head
-
-    def _put(self, data: bytes) -> None:
-        try:
-            # Also what a failed attempt left: it was never acknowledged.
-            os.ftruncate(self._file, self._size)
-            written = 0
-            while written < len(data):
-                written += os.pwrite(self._file, data[written:], self._size + written)
-            os.fdatasync(self._file)
-        except OSError:
-            with suppress(OSError):
-                os.ftruncate(self._file, self._size)
-            raise
-        self._size += len(data)
+        self._file, self._size, self._day, self._head = file, len(line), time_[:10], head
 
     def _resume(self, files: list[Path]) -> None:
         """Goes on where the newest file ends; what a crash left of a line goes, since it was never acknowledged."""
@@ -224,6 +221,14 @@ class AuditLog:
             log.exception("old audit records could not be deleted; it is tried again")
 
 
+def _refusal(why: str) -> UnavailableError:
+    return UnavailableError(
+        f"the audit cannot be written, and nothing is answered without its record; {why}",
+        reason="AUDIT_FAILED",
+        retry_delay=5.0,
+    )
+
+
 def _last_time(path: Path) -> str:
     lines = path.read_bytes().splitlines()
     time_: str = json.loads(lines[-1])["time"] if lines else ""
@@ -242,6 +247,20 @@ def _lock(folder: Path) -> int:
         os.close(file)
         raise FailedPreconditionError(f"another server writes the audit in {folder}", reason="AUDIT_IN_USE") from error
     return file
+
+
+def _put(file: int, size: int, data: bytes) -> None:
+    """Makes `data` durable behind the first `size` bytes of a file; on OSError these alone stay."""
+    try:
+        os.ftruncate(file, size)  # also what a failed attempt left: it was never acknowledged
+        written = 0
+        while written < len(data):
+            written += os.pwrite(file, data[written:], size + written)
+        os.fdatasync(file)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(file, size)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -67,7 +67,11 @@ def gate_of(config: ServerConfig) -> Gate:
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = config.data / "audit"
     log = AuditLog(folder, config.audit.key, keep_days=config.audit.keep_days)
-    return GuardedGate(access, log, certificates=config.tls.client_ca is not None)
+    try:
+        return GuardedGate(access, log, certificates=config.tls.client_ca is not None)
+    except BaseException:
+        log.close()
+        raise
 
 
 class GuardedGate(Gate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from passerby.errors import NotFoundError, UnavailableError
+from passerby.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import search_service_pb2 as search_v1
@@ -281,3 +282,28 @@ def test_no_record_has_a_name_before_or_after_an_erasure(audited: Audited) -> No
         assert secret.encode() not in written
     about = [record["event"] for record in audited.records() if audited.identity(PERSON) in record.get("about", ())]
     assert about == ["IngestTracklet", "SearchTracklets", "ListTracklets", "ListAuditEntries", "EraseIdentity"]
+
+
+def test_a_server_may_be_stopped_twice(audited: Audited) -> None:
+    async def hurry() -> None:
+        await asyncio.gather(audited.live.server.stop(grace=1), audited.live.server.stop(grace=0))
+
+    audited.live.on_loop(hurry)
+    assert chain.verify(audited.folder, audited.key).last == audited.records()[-1]
+    assert audited.records()[-1]["event"] == chain.STOPPED
+
+
+def test_a_server_that_cannot_start_leaves_the_audit_free(bundle: Path, tmp_path: Path) -> None:
+    callers.add(tmp_path / "callers.json", "boss", "admin")
+    access = {"file": tmp_path / "callers.json"}
+    with (
+        running(bundle, tmp_path / "data", access=access) as live,
+        pytest.raises(FailedPreconditionError),
+        running(bundle, tmp_path / "other", access=access, address=f"127.0.0.1:{live.port}"),
+    ):
+        pass
+    with running(bundle, tmp_path / "other", access=access):
+        pass
+    folder = tmp_path / "other" / "audit"
+    events = [record["event"] for record in chain.read(folder, chain.load_key(folder / "key"))]
+    assert events == ["Segment", *["ServerStarted", "ServerStopped"] * 2]

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -234,6 +235,45 @@ def test_a_disk_that_refuses_fails_what_waits_and_leaves_nothing(
     assert _callers(folder) == ["before", "after pwrite", "after fdatasync"]
     chain.verify(folder, chain.load_key(folder / "key"))
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 2
+
+
+def test_a_new_day_that_cannot_begin_leaves_the_old_one_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, now = tmp_path / "audit", time.time()
+    _written(folder, "before")
+    monkeypatch.setattr(audit.time, "time", lambda: now + 86_400)  # type: ignore[attr-defined]
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    log = AuditLog(folder)
+    for what in ("pwrite", "fdatasync", "fsync", "open"):
+        with monkeypatch.context() as broken:
+            broken.setattr(os, what, full)
+            with pytest.raises(UnavailableError):
+                log.append("Search", caller="lost").result(10)
+        assert len(chain.segments(folder)) == 1
+    log.append("Search", caller="after").result(10)
+    log.close()
+    assert [json.loads(path.read_text().splitlines()[0])["event"] for path in chain.segments(folder)] == ["Segment"] * 2
+    _written(folder, "again")
+    assert _callers(folder) == ["before", "after", "again"]
+    chain.verify(folder, chain.load_key(folder / "key"))
+
+
+def test_closing_twice_is_closing(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit")
+    log.append("Search", caller="last")
+    threads = [threading.Thread(target=log.close) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    log.close()
+    with pytest.raises(UnavailableError, match="the server is going down"):
+        log.append("Search", caller="late").result(10)
+    assert _callers(tmp_path / "audit") == ["last"]
+    events = [record["event"] for record in chain.read(tmp_path / "audit", chain.load_key(tmp_path / "audit" / "key"))]
+    assert events.count(chain.STOPPED) == 1
 
 
 def test_a_caller_that_goes_away_takes_no_record_along(tmp_path: Path) -> None:
