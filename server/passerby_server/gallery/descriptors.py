@@ -96,8 +96,10 @@ class Remembered:
 
     def __call__(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if len(self._ids) and np.isin(ids, self._ids).all():
+            if len(self._parts) > 1:
+                self._parts = [np.concatenate(self._parts)]
             order = np.argsort(self._ids)
-            return ids, np.concatenate(self._parts)[order[np.searchsorted(self._ids, ids, sorter=order)]]
+            return ids, self._parts[0][order[np.searchsorted(self._ids, ids, sorter=order)]]
         found, descriptors = self._stored(ids)
         if len(found) and len(self._ids) + len(found) <= REMEMBERED_ROWS and not np.isin(found, self._ids).any():
             self._ids = np.concatenate([self._ids, found])

@@ -20,6 +20,7 @@ from passerby.names import check_gallery_id, gallery_name
 from passerby_server.gallery import ledger, rows
 from passerby_server.gallery.erasure import Erasing
 from passerby_server.gallery.ledger import Outcome
+from passerby_server.gallery.maintenance import Maintaining
 from passerby_server.gallery.rows import GalleryRow
 from passerby_server.gallery.types import Replacement
 
@@ -70,7 +71,7 @@ _CARRY = (
 )
 
 
-class Replacing(Erasing):
+class Replacing(Erasing, Maintaining):
     """The part of the embedded gallery that lets one gallery take another's place."""
 
     def replace_gallery(
@@ -85,6 +86,7 @@ class Replacing(Erasing):
         """
         check_gallery_id(retired_id)
         request = self._request(gallery_id, request_id, "ReplaceGallery", replacement_id, retired_id, allow_missing)
+        replaced: list[GalleryRow] = []
 
         def change(connection: sqlite3.Connection) -> Replacement:
             old = rows.get_gallery(connection, gallery_id)
@@ -104,13 +106,14 @@ class Replacing(Erasing):
             ledger.remember(connection, request, Outcome(deleted_count=missing))
             told = {"retired": retired_id, "fingerprint": new.record.space.fingerprint}
             ledger.record(connection, "ReplaceGallery", gallery_id, **told, missing=missing)
-            return Replacement(
-                rows.get_gallery(connection, gallery_id).record,
-                rows.get_gallery(connection, retired_id).record,
-                missing,
-            )
+            replaced.append(rows.get_gallery(connection, gallery_id))
+            return Replacement(replaced[-1].record, rows.get_gallery(connection, retired_id).record, missing)
 
-        return self._store.write(change)
+        def publish(_: Replacement) -> None:
+            for gallery in replaced:  # its kind of index is the old one's now
+                self._live[gallery.key].want(self._kind_of(gallery))
+
+        return self._store.write(change, publish)
 
     def _check_not_erased(self, connection: sqlite3.Connection, gallery: GalleryRow, tracklet_id: str) -> None:
         """Raises FailedPreconditionError (TRACKLET_DELETED) for what was erased from the gallery that is followed."""

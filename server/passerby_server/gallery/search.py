@@ -145,8 +145,10 @@ class _Ranker:
         except LateError:
             return nearest
         # Equal re-ranked distances keep the order by distance, and that keeps the storing order.
+        best = np.argsort(reranked, kind="stable")
         return [
-            replace(nearest[place], reranked=float(reranked[place])) for place in np.argsort(reranked, kind="stable")
+            _Ranked(nearest[place].vector_id, nearest[place].distance, distance)
+            for place, distance in zip(best.tolist(), reranked[best].tolist(), strict=True)
         ]
 
     def _reranked(self, ids: NDArray[np.int64], options: Rerank, check: Callable[[], None]) -> NDArray[np.float32]:

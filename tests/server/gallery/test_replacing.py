@@ -57,6 +57,8 @@ def test_what_people_said_goes_along_and_the_new_model_answers(both):
     assert (done.retired.gallery_id, done.retired.space, done.retired.options.follows) == ("g-before", SPACE, "g")
     assert done.gallery.options == GalleryOptions("int8", 0.01)
     assert done.missing_count == 0
+    wanted = {one._space: str(one._wanted) for one in both._live.values()}
+    assert wanted == {SPACE: "SQ8", NEW: "SQ8"}
     found = {item.tracklet_id: item for item in both.list_tracklets("g", TrackletFilter(), 10).items}
     assert [found[f"t{n}"].identity_id for n in range(4)] == ["robert", "", "", ""]
     assert (found["t2"].labels, found["t2"].start_time, found["t2"].camera_id) == ({"gate": "2"}, at(2), "c1")
