@@ -104,4 +104,9 @@ def test_figures_are_those_of_the_results() -> None:
     counted, traced = figures["search with four stages, metrics"], figures["the same, traced"]
     (said,) = re.findall(r"costs (\d+) microseconds of one thread, tracing it (\d+)", PAGE)
     assert said == (str(round(counted / 1000)), str(round(traced / 1000)))
+    reload = json.loads((ROOT / "benchmarks/results/reload.json").read_text())
+    memory = reload["memory_mib"]
+    text = " ".join(PAGE.split())
+    assert f"took {memory['before']} MiB before, {memory['peak']} at the peak, {memory['after_each'][-1]} after" in text
+    assert f"and {reload['failed_calls']} calls failed" in text
     assert f"a page of metrics costs {round(figures['page of metrics'] / 1e6)} ms" in PAGE
