@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from passerby.errors import AlreadyExistsError, FailedPreconditionError, from_status
+from passerby.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, from_status
 from passerby.v1 import gallery_service_pb2, resources_pb2, tracklet_service_pb2
 from passerby_client import Client
 from passerby_model.datasets import Tracklet
@@ -104,7 +104,10 @@ def _from_kept_frames(client: Client, new: resources_pb2.Gallery, names: Sequenc
 
     def requests() -> Iterator[tracklet_service_pb2.IngestTrackletRequest]:
         for name in names:
-            found = client.get_tracklet(name, frames=True)
+            try:
+                found = client.get_tracklet(name, frames=True)
+            except NotFoundError:  # erased meanwhile
+                continue
             if found.frames.frames:
                 request = tracklet_service_pb2.IngestTrackletRequest(
                     parent=new.name,
