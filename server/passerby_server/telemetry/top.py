@@ -13,6 +13,8 @@ from rich.text import Text
 from passerby_server.telemetry.calls import Stage
 from passerby_server.telemetry.reading import Between, Reading
 
+MAX_GALLERIES = 10
+"""Galleries with a line of their own."""
 BAR = 30
 """Characters of a full bar."""
 
@@ -105,7 +107,11 @@ def _stages(between: Between) -> Table:
 
 def _galleries(now: Reading) -> Table:
     table = _table("gallery", "tracklets", "index", "not indexed", "recall", "audited")
-    for labels in now.labels("passerby_gallery_tracklets"):
+    largest = sorted(
+        now.labels("passerby_gallery_tracklets"),
+        key=lambda labels: -now.value("passerby_gallery_tracklets", **labels),
+    )
+    for labels in largest[:MAX_GALLERIES]:
         recall = now.values.get("passerby_index_recall_ratio", {}).get(tuple(labels.items()))
         lag = now.value("passerby_index_lag_tracklets", **labels)
         table.add_row(
@@ -116,6 +122,8 @@ def _galleries(now: Reading) -> Table:
             "exact" if recall is None else f"{recall:.4f}",
             f"{now.value('passerby_index_recall_queries', **labels):.0f}",
         )
+    if len(largest) > MAX_GALLERIES:
+        table.add_row(Text(f"and {len(largest) - MAX_GALLERIES} smaller ones", style="dim"))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby_client.cli import main
 from passerby_server.telemetry.reading import Between, Reading, parse
+from passerby_server.telemetry.top import frame
+from rich.console import Console
 
 from tests.server.live import refused, running
 from tests.server.pictures import crops, sequence
@@ -87,6 +90,17 @@ def test_one_frame_of_a_real_server(bundle: Path, tmp_path: Path, capsys: pytest
     assert lines["NOT_FOUND"][1] == "GALLERY_NOT_FOUND"
     assert lines["all"][1] == "1"
     assert gallery.removeprefix("galleries/") not in picture
+
+
+def test_of_many_galleries_the_largest_are_shown() -> None:
+    page = "".join(f'passerby_gallery_tracklets{{gallery="g{number}"}} {number}\n' for number in range(15))
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(frame(Between(reading(page, 1.0), reading(page, 2.0)), "here"))
+    words = console.export_text().split()
+    assert [word for word in words if word in {f"g{number}" for number in range(15)}] == [
+        f"g{number}" for number in range(14, 4, -1)
+    ]
+    assert "and 5 smaller ones" in " ".join(words)
 
 
 def test_without_metrics_it_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
