@@ -125,12 +125,16 @@ def change(path: Path, new: Change) -> tuple[Entry, ...]:
             row["galleries"] = None if entry.galleries is None else sorted(entry.galleries)
         text = json.dumps({"version": _VERSION, "callers": rows}, indent=1) + "\n"
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+        before = path.stat() if path.exists() else None
         try:
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(text)
                 file.flush()
-                os.fchmod(file.fileno(), mode)
+                if before is not None:
+                    os.fchmod(file.fileno(), before.st_mode & 0o777)
+                    if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                        # An administrator's change must not shut out the server's own user.
+                        os.fchown(file.fileno(), before.st_uid, before.st_gid)
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,12 +23,15 @@ import grpc
 from google.protobuf.message import Message
 from passerby.errors import InternalError, PasserbyError, PermissionDeniedError
 
-from passerby_server.config import ServerConfig
+from passerby_server.config import ServerConfig, is_loopback, split_address
+from passerby_server.logs import event
 from passerby_server.security import policy
 from passerby_server.security.access import Access, Caller, certificate_names
 from passerby_server.security.audit import AuditLog
 from passerby_server.security.permit import OPEN, Permit
 from passerby_server.security.policy import Rule
+
+log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -59,6 +63,10 @@ class Gate:
 
 def gate_of(config: ServerConfig) -> Gate:
     """What the configuration asks for. Raises FailedPreconditionError when its files cannot be used."""
+    host_, _ = split_address(config.address)
+    for what, setting in (("TLS", config.tls.certificate), ("authentication", config.access.file)):
+        if setting is None and not is_loopback(host_):
+            event(log, logging.WARNING, f"listening beyond this machine without {what}, as insecure_listen allows")
     if config.access.file is None:
         return Gate()
     access = Access(config.access.file)
@@ -66,11 +74,11 @@ def gate_of(config: ServerConfig) -> Gate:
     if folder is None:
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = config.data / "audit"
-    log = AuditLog(folder, config.audit.key, keep_days=config.audit.keep_days)
+    audit = AuditLog(folder, config.audit.key, keep_days=config.audit.keep_days)
     try:
-        return GuardedGate(access, log, certificates=config.tls.client_ca is not None)
+        return GuardedGate(access, audit, certificates=config.tls.client_ca is not None)
     except BaseException:
-        log.close()
+        audit.close()
         raise
 
 

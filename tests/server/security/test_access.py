@@ -357,6 +357,18 @@ def test_the_server_does_not_start_without_its_callers(bundle: Path, tmp_path: P
     assert secret not in raised.value.message
 
 
+def test_listening_beyond_this_machine_without_protection_is_logged(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callers.add(tmp_path / "callers.json", "boss", "admin")
+    for more, missing in (({}, ["TLS", "authentication"]), ({"access": {"file": tmp_path / "callers.json"}}, ["TLS"])):
+        caplog.clear()
+        with running(bundle, tmp_path / "data", address="0.0.0.0:0", insecure_listen=True, **more):  # type: ignore[arg-type]
+            pass
+        said = [record.getMessage() for record in caplog.records if "beyond this machine" in record.getMessage()]
+        assert said == [f"listening beyond this machine without {what}, as insecure_listen allows" for what in missing]
+
+
 def test_client_certificates_name_callers(bundle: Path, tmp_path: Path, pair: Pair, authority: trustme.CA) -> None:
     file, client_ca = tmp_path / "callers.json", tmp_path / "clients.pem"
     authority.cert_pem.write_to_path(str(client_ca))

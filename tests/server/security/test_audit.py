@@ -280,6 +280,9 @@ def test_no_record_has_a_name_before_or_after_an_erasure(audited: Audited) -> No
     written = b"".join(path.read_bytes() for path in audited.folder.iterdir())
     for secret in (PERSON, "qq-sighting", "Quackenbush"):
         assert secret.encode() not in written
+    everything = [path for path in (audited.folder.parent / "data").rglob("*") if path.is_file()]
+    assert everything
+    assert [path for path in everything if PERSON.encode() in path.read_bytes()] == []
     about = [record["event"] for record in audited.records() if audited.identity(PERSON) in record.get("about", ())]
     assert about == ["IngestTracklet", "SearchTracklets", "ListTracklets", "ListAuditEntries", "EraseIdentity"]
 

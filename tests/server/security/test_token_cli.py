@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from datetime import UTC, datetime, timedelta
@@ -120,6 +121,16 @@ def test_wrong_usage(run: Run, file: Path, arguments: list[str], message: str) -
     assert done.code == 2
     assert message in re.sub(r"[\s│]+", " ", done.err)
     assert not file.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_the_servers_user_keeps_its_file(run: Run, file: Path) -> None:
+    assert run("token", "create", "desk", "--role", "reader", "--all-galleries").code == 0
+    os.chown(file, 12345, 12346)
+    file.chmod(0o640)
+    assert run("token", "revoke", "desk").code == 0
+    found = file.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (12345, 12346, 0o640)
 
 
 def test_a_broken_file_is_not_written_over(run: Run, file: Path) -> None:
