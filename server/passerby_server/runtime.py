@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -172,6 +173,8 @@ class Runtime:
             self.on_encoder_health(newest.encoder.batcher.healthy)
 
     def _current(self) -> Generation:
+        if self._generation is None and self.draining.is_set():
+            raise UnavailableError("the server is shutting down", reason="SHUTTING_DOWN")
         if self._generation is None:
             raise UnavailableError("the server is loading its model; retry soon", reason="LOADING", retry_delay=1.0)
         return self._generation
@@ -179,12 +182,10 @@ class Runtime:
     async def _reload(self, expected_fingerprint: str) -> tuple[str, Loaded]:
         old, start = self._current(), time.monotonic()
         try:
-            model, closing = await self._open_model(expected_fingerprint)
-            async with closing:
-                self._current()  # raises, if the server has begun to close meanwhile
-                loaded = _loaded(model, old.loaded.galleries, old.loaded.upkeep)
-                self._generation = Generation(loaded, closing.pop_all())
+            loaded = await self._switch(old.loaded, expected_fingerprint)
         except Exception as error:
+            # The traceback stays with whoever asked, and the model that was not to be must not stay with it.
+            traceback.clear_frames(error.__traceback__)
             self._metrics.reloaded("failed")
             why = error.message if isinstance(error, PasserbyError) else repr(error)
             event(log, logging.ERROR, f"the bundle was not reloaded, the model before goes on: {why}")
@@ -196,6 +197,15 @@ class Runtime:
         event(log, logging.INFO, "the model was switched", seconds=seconds, calls=old.users, **fields)
         self._retiring = asyncio.create_task(_retire(old))
         return old.loaded.bundle.fingerprint, loaded
+
+    async def _switch(self, old: Loaded, expected_fingerprint: str) -> Loaded:
+        """Puts the model of the bundle's folder in the place of `old`'s."""
+        model, closing = await self._open_model(expected_fingerprint)
+        async with closing:
+            self._current()  # raises, if the server has begun to close meanwhile
+            loaded = _loaded(model, old.galleries, old.upkeep)
+            self._generation = Generation(loaded, closing.pop_all())
+        return loaded
 
     async def _open_model(self, expected_fingerprint: str = "") -> tuple[Model, AsyncExitStack]:
         """The model of the bundle's folder, warmed up, and what frees it."""

@@ -19,7 +19,14 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from passerby.errors import DataLossError, FailedPreconditionError, InternalError, NotFoundError
+from passerby.errors import (
+    CancelledError,
+    DataLossError,
+    FailedPreconditionError,
+    InternalError,
+    NotFoundError,
+    UnavailableError,
+)
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import search_service_pb2 as search_v1
@@ -27,6 +34,7 @@ from passerby.v1 import tracklet_service_pb2 as tracklet_v1
 from passerby_client.cli import main
 from passerby_model.bundle import MANIFEST_NAME
 from passerby_server import runtime
+from passerby_server.backend import open_sized
 
 from tests.encoders import expected_descriptor, make_bundle
 from tests.server.live import LiveServer, refused, running
@@ -212,7 +220,10 @@ def test_a_model_that_fails_while_it_is_warmed_up_changes_nothing(
 ) -> None:
     threads = threading.active_count()
 
-    def fails(*_: object) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    def fails(backend: Any, *_: object) -> None:
+        kept.append(weakref.ref(backend))
         raise InternalError("the runtime failed", reason="ENCODER_FAILED")
 
     shelf.put("model-1")
@@ -220,6 +231,7 @@ def test_a_model_that_fails_while_it_is_warmed_up_changes_nothing(
         patch.setattr(runtime, "warm_up", fails)
         error = refused(lambda: reload(server))
     assert (type(error), error.reason) == (InternalError, "ENCODER_FAILED")
+    assert [backend() for backend in kept] == [None], "a model that never served is still in memory"
     assert embedded(server) == pytest.approx(expected_descriptor(CROPS), abs=1e-4)
     assert threading.active_count() <= threads + 4, "threads of a model that never served go on"
 
@@ -289,6 +301,30 @@ def test_a_reload_heals_an_encoder_that_hangs(shelf: Shelf, tmp_path: Path, monk
             assert health() == health_pb2.HealthCheckResponse.SERVING
         finally:
             gate.set()
+
+
+def test_a_server_that_stops_while_it_reloads_leaves_nothing_behind(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, gate = threading.Event(), threading.Event()
+    kept: list[weakref.ref[Any]] = []
+
+    def slowly(*arguments: Any) -> Any:
+        inside.set()
+        assert gate.wait(30)
+        sized = open_sized(*arguments)
+        kept.append(weakref.ref(sized.backend))
+        return sized
+
+    with running(shelf.link, tmp_path / "data", drain_seconds=0.2) as server:
+        monkeypatch.setattr(runtime, "open_sized", slowly)
+        call = server.model.ReloadBundle.future(RELOAD, timeout=60)
+        assert inside.wait(10)
+        threading.Timer(1.0, gate.set).start()
+        server.on_loop(server.server.stop)
+        assert type(refused(call.result)) in (UnavailableError, CancelledError)
+    (new,) = kept
+    assert new() is None, "a model that never served is still in memory"
 
 
 def test_streams_across_a_switch(server: LiveServer, shelf: Shelf) -> None:
