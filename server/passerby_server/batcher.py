@@ -9,7 +9,7 @@
 - **Full.** While a batch computes, the next one gathers. An idle encoder waits for more only as long as another request
   is being decoded, and at most `max_wait` seconds.
 - **Warm.** Batches have a few sizes only, those that were warmed up.
-- **Fair.** Interactive before bulk, clients in turn (`queueing.py`).
+- **Fair.** Interactive before bulk, clients in turn (`queueing.py`). Bulk does not begin while a query is being decoded.
 - **Never in vain.** Work whose caller went away or whose deadline passed is dropped before it is computed.
 - **Checked.** A batch gives back as many rows as went in, in the same order, or fails as a whole with INTERNAL.
 - **Watched.** A batch that takes longer than `watchdog` seconds is given up with INTERNAL, and its thread left behind.
@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 
 # Threads left behind with calls that hang, beyond which no further one is tried: each holds its memory.
 MAX_LEFT_BEHIND = 4
+# Longest time, in seconds, that bulk leaves the encoder to a query whose frames are being decoded: otherwise the query
+# would find a batch begun that cannot be interrupted.
+BULK_HOLD = 0.05
 # Weight of the newest batch in the running mean of the encoder's speed.
 _SPEED_WEIGHT = 0.2
 # Seconds between looks at whether one of the hanging calls came back, and before a backend that throws is tried again.
@@ -221,18 +224,25 @@ class Batcher:
     async def _gather(self) -> Plan:
         """Waits until a batch should start; what it is to be taken from."""
         loop = asyncio.get_running_loop()
+        free = loop.time()
         while True:
             self._drop(loop.time())
             plan, timeout = self._queue.plan(loop.time()), None
             if plan is not None:
-                # A bulk batch also waits for what goes before it.
-                coming = self._announced[False] or (plan.bulk and self._announced[True])
-                timeout = plan.oldest + self._max_wait - loop.time()
-                if plan.waiting >= plan.most or not coming or timeout <= 0:
+                timeout = self._wait_until(plan, free) - loop.time()
+                if timeout <= 0:
                     return plan
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), timeout)
+
+    def _wait_until(self, plan: Plan, free: float) -> float:
+        """Until when a batch of `plan` waits for what is being decoded, on the loop's clock; `free`: since when the encoder
+        has nothing to do."""
+        if plan.bulk and not plan.owed and self._announced[False]:
+            return free + BULK_HOLD
+        coming = self._announced[False] or (plan.bulk and self._announced[True])
+        return plan.oldest + self._max_wait if coming and plan.waiting < plan.most else free
 
     def _drop(self, now: float) -> None:
         """Takes out work that nobody waits for any more."""

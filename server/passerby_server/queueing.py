@@ -71,6 +71,8 @@ class Plan(NamedTuple):
     most: int
     oldest: float
     """When the first of the work arrived."""
+    owed: bool = False
+    """Bulk that goes before interactive work, which waits too."""
 
 
 class Turns(Generic[T]):
@@ -160,7 +162,7 @@ class BatchQueue:
         interactive, bulk = _left(self._interactive), _left(self._bulk)
         most = self._small if now - self._last_interactive < INTERACTIVE_MEMORY else self.max_batch
         if bulk and (not interactive or self._owed >= min(bulk, self._small)):
-            return Plan(True, bulk, most, min(work.arrival for work in self._bulk))
+            return Plan(True, bulk, most, min(work.arrival for work in self._bulk), owed=interactive > 0)
         if interactive:
             return Plan(False, interactive, self.max_batch, min(work.arrival for work in self._interactive))
         return None

@@ -286,6 +286,26 @@ def test_bulk_gives_way_to_interactive_work_and_gets_its_share() -> None:
     run(test, bulk_share=0.2)
 
 
+def test_bulk_leaves_the_encoder_to_a_query_that_is_being_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "BULK_HOLD", 0.5)
+
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        with batcher.announce():
+            with entered(Lane("camera", bulk=True)):
+                bulk = [batcher.submit(snippets(1, 1, 1, 1)) for _ in range(2)]
+            await asyncio.sleep(0.02)
+            assert backend.batches == []
+            query = batcher.submit(snippets(2, 2))
+        await asyncio.gather(query, *bulk)
+        assert backend.batches[0] == 2
+        with batcher.announce(), entered(Lane("camera", bulk=True)):  # no longer than that
+            start = time.perf_counter()
+            await batcher.submit(snippets(3))
+            assert 0.3 < time.perf_counter() - start < 5
+
+    run(test)
+
+
 def test_a_request_whose_deadline_the_queue_would_miss_is_refused_at_once() -> None:
     async def test(backend: Adder, batcher: Batcher) -> None:
         batcher._room.seconds_a_snippet = 2.0
