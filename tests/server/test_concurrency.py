@@ -50,8 +50,8 @@ def test_every_caller_gets_its_own_descriptor_although_batches_are_shared(live: 
 
 
 def test_overload_is_refused_at_once_and_passes(tmp_path: Path, monkeypatch) -> None:
-    settings = {"batching": {"max_queued_snippets": 8, "max_snippets": 2}}  # half of it for one client
-    with running(make_bundle(tmp_path / "bundle"), tmp_path / "data", **settings) as server:
+    batching = {"max_queued_snippets": 8, "max_snippets": 2}  # half of it for one client
+    with running(make_bundle(tmp_path / "bundle"), tmp_path / "data", batching=batching) as server:
         gate = threading.Event()
         backend = type(server.server.runtime.loaded.backend)
         encode = backend.encode

@@ -127,7 +127,7 @@ def test_running_calls_end_and_endless_streams_are_sent_away_when_draining(bundl
 
 
 def test_bundles_that_are_not_served(tmp_path: Path) -> None:
-    def start(bundle: Path, **settings: object) -> None:
+    def start(bundle: Path, **settings: Any) -> None:
         with running(bundle, tmp_path / "data", **settings):
             pass
 
