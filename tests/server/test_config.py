@@ -76,7 +76,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["0.0.0.0:50051", "[::]:50051", "10.1.2.3:1", "server.example:50051"])
 def test_listening_beyond_this_machine_has_to_be_asked_for(address: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="there is no TLS .* and no authentication") as raised:
+    with pytest.raises(InvalidArgumentError, match=r"there is no TLS .* and no authentication") as raised:
         load_config({"bundle": "b", "address": address})
     assert "--insecure-listen" in raised.value.message
     tls = {"tls.certificate": "c.pem", "tls.key": "k.pem"}
