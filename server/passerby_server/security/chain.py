@@ -154,8 +154,13 @@ def segment_name(first: int) -> str:
     return f"audit-{first:012}.jsonl"
 
 
-def read(folder: Path, key: Key, heads: dict[int, bytes] | None = None) -> Iterator[Record]:
-    """All records, oldest first, each once its seal has been checked; `heads` gets the seal of each record asked for in it.
+def read(folder: Path, key: Key) -> Iterator[Record]:
+    """All records, oldest first. Raises as `walk`."""
+    return (record for record, _ in walk(folder, key))
+
+
+def walk(folder: Path, key: Key) -> Iterator[tuple[Record, Head]]:
+    """All records, oldest first, each once its seal has been checked, with the head that it makes.
 
     Raises DataLossError (AUDIT_TAMPERED) with file and line where the chain breaks.
     """
@@ -163,15 +168,13 @@ def read(folder: Path, key: Key, heads: dict[int, bytes] | None = None) -> Itera
     for path in segments(folder):
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n") and not file.read(1):
+                if not line.endswith(b"\n"):
                     break  # being written, or cut off by a crash: nothing was given away on its account
                 try:
                     record, head = unseal(key, head, line)
                 except (ValueError, KeyError, TypeError) as error:
                     raise tampered(f"{path}, line {number}: {error}") from error
-                if heads is not None and head.seq in heads:
-                    heads[head.seq] = head.mac
-                yield record
+                yield record, head
 
 
 def verify(folder: Path, key: Key, noted: Head | None = None) -> Verified:
@@ -182,24 +185,23 @@ def verify(folder: Path, key: Key, noted: Head | None = None) -> Verified:
     files = segments(folder)
     if not files:
         raise NotFoundError(f"there are no audit records in {folder}")
-    count, first, last, deleted = 0, None, None, 0
-    heads = {noted.seq: b""} if noted else {}
-    for record in read(folder, key, heads):
-        count, first, last = count + 1, first or record, record
-        if record["event"] == RETENTION:
-            deleted = max(deleted, record["deleted_to"])
+    first: Record | None = None
+    last: Record | None = None
+    count, head, deleted, found = 0, Head(), 0, None
+    for last, head in walk(folder, key):
+        count, first = count + 1, first or last
+        if last["event"] == RETENTION:
+            deleted = max(deleted, last["deleted_to"])
+        if noted and head.seq == noted.seq:
+            found = head
     if first is not None and first["seq"] - 1 > deleted:
         raise tampered(
             f"{files[0]}: the records before number {first['seq']} are missing, and no retention deleted them"
         )
-    if noted and noted.seq > deleted and heads[noted.seq] != noted.mac:
+    if noted and noted.seq > deleted and found != noted:
         raise tampered(f"record {noted.seq} is missing or another one than was noted: the newest records were cut off")
     tail = files[-1].read_bytes()
-    whole = tail[: tail.rfind(b"\n") + 1]
-    lines = whole.splitlines(keepends=True)
-    mac = _LINE.fullmatch(lines[-1]) if lines else None
-    head = Head(last["seq"], bytes.fromhex(mac[2].decode())) if last and mac else Head()
-    return Verified(count, first, last, head, len(tail) - len(whole))
+    return Verified(count, first, last, head, len(tail) - (tail.rfind(b"\n") + 1))
 
 
 def tampered(message: str) -> DataLossError:

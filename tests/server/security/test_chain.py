@@ -260,6 +260,28 @@ def test_a_new_day_that_cannot_begin_leaves_the_old_one_sound(tmp_path: Path, mo
     chain.verify(folder, chain.load_key(folder / "key"))
 
 
+def test_what_is_being_written_can_be_verified(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit")
+    log.append("Search").result(10)
+    stop, heads = threading.Event(), set[Head]()
+
+    def write() -> None:
+        while not stop.is_set():
+            log.append("Search", caller="x" * 500).result(10)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    deadline = time.monotonic() + 10
+    while len(heads) < 10 and time.monotonic() < deadline:
+        heads.add(chain.verify(tmp_path / "audit", log.key).head)
+    stop.set()
+    writer.join()
+    log.close()
+    assert len(heads) > 1
+    for head in heads:
+        chain.verify(tmp_path / "audit", log.key, head)
+
+
 def test_closing_twice_is_closing(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit")
     log.append("Search", caller="last")
