@@ -68,14 +68,14 @@ class TrackletEncoder:
 
         Raises:
             InvalidArgumentError: no frames, too many, or frames that cannot be read (a violation for each).
-            ResourceExhaustedError: the queue is full.
+            ResourceExhaustedError: the queue is full, or too long for the deadline.
             DeadlineExceededError, InternalError, UnavailableError: as `Batcher.submit`.
         """
         self.check_count(len(frames), field)
         snippets = math.ceil(len(frames) / self.snippet_length)
         room = min(snippets, CHUNKS_ON_THE_WAY * self.batcher.max_batch)
         async with (
-            self.batcher.admit(room, patient=patient),
+            self.batcher.admit(room, patient=patient, deadline=deadline),
             Run(self, field=field, deadline=deadline, with_masks=with_masks) as run,
         ):
             for start in range(0, len(frames), self.chunk_frames):

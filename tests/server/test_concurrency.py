@@ -78,6 +78,29 @@ def test_overload_is_refused_at_once_and_passes(tmp_path: Path, monkeypatch) -> 
         server.model.EmbedTracklet(request(1, 9), timeout=60)
 
 
+def test_a_call_that_would_come_too_late_is_refused_at_once(tmp_path: Path, monkeypatch) -> None:
+    with running(make_bundle(tmp_path / "bundle"), tmp_path / "data") as server:
+        gate = threading.Event()
+        backend = type(server.server.runtime.loaded.backend)
+        encode = backend.encode
+
+        def held(self, snippets):
+            assert gate.wait(30)
+            return encode(self, snippets)
+
+        batcher = server.server.runtime.loaded.encoder.batcher
+        monkeypatch.setattr(backend, "encode", held)
+        waiting = server.model.EmbedTracklet.future(request(8, 0), timeout=60)
+        while server.on_loop(lambda: batcher.admitted) < 2:
+            time.sleep(0.01)
+        server.on_loop(lambda: setattr(batcher._room, "seconds_a_snippet", 10.0))  # as if the encoder were that slow
+        error = refused(lambda: server.model.EmbedTracklet(request(8, 1), timeout=15))
+        assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_TOO_LONG")
+        late = server.model.EmbedTracklet.future(request(8, 1), timeout=60)
+        gate.set()
+        assert waiting.result().snippet_count == late.result().snippet_count == 2
+
+
 def test_expired_and_cancelled_calls_free_their_room_and_are_not_computed(live: LiveServer, monkeypatch) -> None:
     backend, gate, sizes = type(live.server.runtime.loaded.backend), threading.Event(), []
     encode = backend.encode
