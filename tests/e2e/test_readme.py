@@ -22,7 +22,6 @@ import yaml
 from passerby_model import train_config
 from passerby_model.bundle import open_bundle
 from passerby_model.street import StreetConfig, write
-from passerby_server.sections import Batching, Cache, Limits
 
 from tests.export.conftest import foreign_onnx
 
@@ -108,6 +107,12 @@ def test_train_and_export(workplace: Path) -> None:
     assert open_bundle(workplace / "first-bundle").manifest.encoder == "encoder.w8.onnx"
 
 
+def test_settings_are_shown_and_a_token_is_made(workplace: Path) -> None:
+    printed = run(block_with("sh", "passerby config show"), workplace)
+    assert "limits.max_frames" in printed
+    assert (workplace / "callers.json").stat().st_mode & 0o077 == 0
+
+
 def test_extras_make_targets_and_image_targets_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.findall(r"passerby\[(\w+)\]", README)) <= set(extras)
@@ -116,14 +121,6 @@ def test_extras_make_targets_and_image_targets_exist() -> None:
     assert targets == ["demo", "test"]
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     assert "AS cpu" in (ROOT / "Dockerfile").read_text()
-
-
-def test_limits_are_those_of_the_server() -> None:
-    rows = re.findall(r"^\| `(limits|batching|cache)\.(\w+)` \| (\S+) \|", README, re.MULTILINE)
-    sections = {"limits": Limits(), "batching": Batching(), "cache": Cache()}
-    assert {f"{section}.{name}": value for section, name, value in rows} == {
-        f"{section}.{name}": str(value) for section, values in sections.items() for name, value in values
-    }
 
 
 def test_retrieval_figures_are_those_of_the_results() -> None:
