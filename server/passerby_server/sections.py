@@ -121,7 +121,9 @@ class Connections(Section):
     """Connections of clients: how many, and when the server closes one."""
 
     max_connections: int = Field(
-        1024, ge=1, description="Connections at the same time; a further one is closed at once. A silent one holds about 17 KiB."
+        1024,
+        ge=1,
+        description="Connections at the same time; a further one is closed at once. A silent one holds about 17 KiB.",
     )
     max_calls: int = Field(
         256,
@@ -130,7 +132,10 @@ class Connections(Section):
         "limits.max_requests_per_client, so that what is too much is refused and does not wait.",
     )
     handshake_seconds: float = Field(
-        20.0, gt=0, le=600, description="Longest time from a connection's begin to the end of its handshake, in seconds."
+        20.0,
+        gt=0,
+        le=600,
+        description="Longest time from a connection's begin to the end of its handshake, in seconds.",
     )
     keepalive_seconds: float = Field(
         60.0,
