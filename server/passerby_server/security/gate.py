@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import chain, islice
 from typing import Any
 from urllib.parse import unquote
 
@@ -39,6 +40,8 @@ API_PREFIX = "/passerby.v1."
 HEALTH_PREFIX = "/grpc.health."
 MAX_NAMES = 100
 """Names of people or tracklets in one record; how many more there were is said."""
+MAX_NOTED = 5_000
+"""Names of one message that are told apart; those beyond are counted, each as often as it comes."""
 REFUSALS_SECONDS = 60.0
 MAX_ADDRESSES = 1000
 """Addresses whose refusals are counted apart."""
@@ -169,7 +172,8 @@ class CallPermit(Permit):
         self._identify = identify
         self._about: dict[str, object] = {"peer": peer, "request_id": request_id}
         self._gallery = ""
-        self._names: dict[str, None] = {}  # in order, each once
+        self._names: dict[tuple[str, str, str], None] = {}  # kind, gallery and name, in order, each once
+        self._unnoted = 0
         self._told = -1  # how many of them the records of answers have
         self._details: dict[str, object] = {}
         self._items: Counter[str] = Counter()
@@ -229,20 +233,21 @@ class CallPermit(Permit):
         """Takes up whom and what a request or an answer is about."""
         if not self._rule.audited:
             return
-        key = self._log.key
-        for identity in policy.identities(self._rule, message):
-            self._names[key.pseudonym("identity", "", identity)] = None
-        for gallery_id, tracklet_id in policy.tracklets(self._rule, message, self._gallery):
-            self._names[key.pseudonym("tracklet", gallery_id, tracklet_id)] = None
+        # As they are: only the few that a record names are worth their pseudonyms. And not all: this is before any limit.
+        identities = (("identity", "", name) for name in policy.identities(self._rule, message))
+        tracklets = (("tracklet", *name) for name in policy.tracklets(self._rule, message, self._gallery))
+        names = chain(identities, tracklets)
+        self._names.update(dict.fromkeys(islice(names, MAX_NOTED)))
+        self._unnoted += sum(1 for _ in names)
         self._details |= policy.details(self._rule, message)
 
     def _content(self, first: int = 0) -> dict[str, object]:
         """What a record says besides who and how it ended; of the names, those from number `first` on."""
         content = dict(self._details)
-        if names := list(self._names)[first:]:
-            content["about"] = names[:MAX_NAMES]
-            if len(names) > MAX_NAMES:
-                content["about_more"] = len(names) - MAX_NAMES
+        if names := list(islice(self._names, first, first + MAX_NAMES)):
+            content["about"] = [self._log.key.pseudonym(*name) for name in names]
+            if more := len(self._names) - first - len(names) + self._unnoted:
+                content["about_more"] = more
         if self._items:
             content["items"] = dict(self._items)
         if self._denied:

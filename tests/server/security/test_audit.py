@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from passerby.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from passerby.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import search_service_pb2 as search_v1
@@ -99,6 +99,29 @@ def test_what_a_day_leaves_behind(audited: Audited) -> None:
         common | {"event": "EraseIdentity", "gallery": "-", "about": [ann], "force": 1, "tracklet_count": 1},
     ]
     assert all(record["credential"].startswith("token:") for record in audited.records(before))
+
+
+def test_names_beyond_those_of_a_record_cost_nothing(audited: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    pseudonym = chain.Key.pseudonym
+
+    def counting(self: chain.Key, kind: str, gallery_id: str, name: str) -> str:
+        made.append(name)
+        return pseudonym(self, kind, gallery_id, name)
+
+    before = audited.count
+    request = search_v1.SearchTrackletsRequest(parent=STATION, tracklet=f"{STATION}/tracklets/t1")
+    request.filter.identity_ids.extend(f"p{number}" for number in range(20_000))
+    with monkeypatch.context() as watched:
+        watched.setattr(chain.Key, "pseudonym", counting)
+        assert isinstance(
+            refused(partial(audited.boss.search.SearchTracklets, request, timeout=20)), InvalidArgumentError
+        )
+        audited.boss.galleries.ListAuditEntries(gallery_v1.ListAuditEntriesRequest(parent=STATION), timeout=20)
+    assert made == [f"p{number}" for number in range(gate.MAX_NAMES)]
+    record, _ = audited.records(before)
+    assert record["about"] == [audited.identity(f"p{number}") for number in range(gate.MAX_NAMES)]
+    assert record["about_more"] == 20_001 - gate.MAX_NAMES
 
 
 def test_a_search_is_on_the_disk_before_its_answer(audited: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
