@@ -93,6 +93,8 @@ class Ingester:
 
     async def end(self, growing: GrowingTracklet, encoded: EncodedTracklet) -> TrackletRecord:
         """Stores a tracklet of which all frames have come and are `encoded`. Raises as `ingest`."""
+        # Frames may have come for hours, and whoever was allowed to begin may have been shut out since.
+        permit.current().check_again(growing.gallery_id, "ingester")
         header, field = growing.header, growing.field
         if header.HasField("frame_count") and header.frame_count != encoded.frame_count:
             raise InvalidArgumentError.of(

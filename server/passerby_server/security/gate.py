@@ -194,6 +194,10 @@ class CallPermit(Permit):
         self.note(request)
 
     def check_gallery(self, gallery_id: str, role: str = "") -> None:
+        self.check_again(gallery_id, role)
+        self._items[gallery_id] += 1
+
+    def check_again(self, gallery_id: str, role: str = "") -> None:
         try:
             self._caller = self._identify()
             self._caller.check_role(self._rule.roles)
@@ -205,7 +209,6 @@ class CallPermit(Permit):
             if self._denied == 1:  # the others are counted in the record of the stream's end
                 self._record(error.code.name, {"reason": error.reason}, gallery=gallery_id)
             raise
-        self._items[gallery_id] += 1
 
     async def begin(self) -> None:
         await asyncio.wrap_future(self._record("STARTED"))

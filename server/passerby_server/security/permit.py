@@ -32,6 +32,9 @@ class Permit:
         role: which the item takes besides those of the method.
         """
 
+    def check_again(self, gallery_id: str, role: str = "") -> None:
+        """The same for an item that was let in before, and has taken its time."""
+
     def note(self, message: Message) -> None:
         """Takes up whom and what one message of a stream is about."""
 

@@ -59,6 +59,15 @@ def remove(file: Path, name: str) -> None:
     callers.change(file, lambda entries: tuple(entry for entry in entries if entry.name != name))
 
 
+def set_roles(file: Path, name: str, *roles: Role) -> None:
+    """What `name` may do from now on."""
+
+    def changed(entry: Entry) -> Entry:
+        return entry.model_copy(update={"roles": frozenset(roles)}) if entry.name == name else entry
+
+    callers.change(file, lambda entries: tuple(map(changed, entries)))
+
+
 def stubs_of(port: int, *tokens: str, credentials: grpc.ChannelCredentials | None = None) -> Stubs:
     """Stubs that send these tokens."""
     return Stubs(port, credentials, [Bearer(*(f"Bearer {token}" for token in tokens))] if tokens else [])

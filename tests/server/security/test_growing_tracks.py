@@ -6,10 +6,13 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from passerby.errors import PermissionDeniedError, UnauthenticatedError
 from passerby.v1 import search_service_pb2 as v1
+from passerby.v1 import tracklet_service_pb2 as tracklet_v1
+from passerby_server.ingest import Ingester
 from passerby_server.security import chain
 
 from tests.server.live import LiveServer, refused, running
@@ -101,3 +104,48 @@ def test_a_caller_that_is_shut_out_gets_no_further_answer(
     assert isinstance(refused(lambda: next(call)), UnauthenticatedError)
     admin.close()
     desk.close()
+
+
+def test_who_was_shut_out_while_its_frames_came_stores_nothing(
+    server: LiveServer, tokens: dict[str, str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, begin = threading.Event(), Ingester.begin
+
+    async def saying(*arguments: Any) -> Any:
+        growing = await begin(*arguments)
+        begun.set()
+        return growing
+
+    monkeypatch.setattr(Ingester, "begin", saying)
+    admin, box, gate = (callers.stubs_of(server.port, tokens[name]) for name in ("admin", "box", "gate"))
+    gallery, change = admin.new_gallery(), threading.Event()
+
+    def frames() -> Iterator[tracklet_v1.StreamTrackletRequest]:
+        header = tracklet_v1.StreamTrackletRequest.Header(parent=gallery)
+        header.tracklet.camera_id = "1"
+        yield tracklet_v1.StreamTrackletRequest(header=header)
+        yield from (tracklet_v1.StreamTrackletRequest(frame=raw(crop)) for crop in crops(4))
+        change.wait(20)
+
+    call = box.tracklets.StreamTracklet.future(frames(), timeout=60)
+    assert begun.wait(20)
+    callers.remove(file, "box")
+    change.set()
+    assert isinstance(refused(call.result), UnauthenticatedError)
+
+    change.clear()
+
+    def track() -> Iterator[Request]:
+        yield from messages(gallery, ingest=True)[:5]
+        change.wait(20)
+
+    answers = gate.search.StreamSearchTracklets(track(), timeout=60)
+    next(answers)
+    callers.set_roles(file, "gate", "reader")
+    change.set()
+    error = refused(lambda: list(answers))
+    assert (type(error), error.reason) == (PermissionDeniedError, "ROLE")
+    listed = admin.tracklets.ListTracklets(tracklet_v1.ListTrackletsRequest(parent=gallery), timeout=20)
+    assert not listed.tracklets
+    for stubs in (admin, box, gate):
+        stubs.close()
