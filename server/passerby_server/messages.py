@@ -78,14 +78,20 @@ def hit_message(hit: Hit, thresholds: Thresholds | None = None) -> search_servic
     )
 
 
-def receipt_message(receipt: Receipt) -> tracklet_service.ErasureReceipt:
-    """What an erasure did, as the API shows it."""
+def receipt_message(receipt: Receipt, only: frozenset[str] | None) -> tracklet_service.ErasureReceipt:
+    """What an erasure did, as the API shows it to who may see the galleries in `only` (ids), None for all."""
     due = receipt.rewrite_due_time
+    left_in = [one for one in receipt.left_in if only is None or one in only]
+    left = [f"{names.gallery_name(one)} holds the same people" for one in left_in]
+    if hidden := len(receipt.left_in) - len(left_in):
+        left.append(f"galleries that you may not use, {hidden} in number, hold the same people")
     return tracklet_service.ErasureReceipt(
         erase_time=to_timestamp(receipt.erase_time),
-        tracklets=receipt.tracklet_names,
+        tracklets=[
+            name for name in receipt.tracklet_names if only is None or names.parse_tracklet_name(name)[0] in only
+        ],
         rewritten_files=receipt.rewritten_files,
-        unreachable_copies=receipt.unreachable_copies,
+        unreachable_copies=[*left, *receipt.unreachable_copies],
         subject_digest=receipt.subject_digest,
         rewrite_due_time=to_timestamp(due) if due else None,
     )

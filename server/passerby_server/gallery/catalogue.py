@@ -164,8 +164,7 @@ class Cataloguing(Erasing, Maintaining):
         files = {path.name for path in self._store.files}
         if deleted.count:  # also for a repetition: the first attempt may have failed at this
             files |= {path.name for path in self._store.rewrite()}
-        copies = [f"{gallery_name(one)}, which followed it, holds the same people" for one in deleted.followers]
-        return Erasure(deleted.count, self._receipt_of((), "", [*files, *dropped], copies))
+        return Erasure(deleted.count, self._receipt_of((), "", [*files, *dropped], deleted.followers))
 
     def stats(self, gallery_id: str) -> GalleryStats:
         with self._store.read() as connection:

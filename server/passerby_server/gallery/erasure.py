@@ -29,6 +29,8 @@ ALL_GALLERIES = "-"
 RETENTION_BATCH = 500
 """Tracklets of one transaction of the retention, so that no other write waits long."""
 _AGE = "min(coalesce(end_time, create_time), create_time)"
+_Part = tuple[GalleryRow, list[tuple[int, str]]]
+"""Tracklets of one gallery: vector id and tracklet id of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class _Erased:
     names: tuple[str, ...] = ()
     count: int = 0
     repeated: bool = False
+    left_in: tuple[str, ...] = ()
+    """Ids of galleries that still hold the same people."""
 
 
 class Erasing(Home):
@@ -53,7 +57,7 @@ class Erasing(Home):
             if ledger.find(connection, request) is not None:
                 return _Erased(repeated=True)
             vector_id = rows.get_vector_id(connection, gallery, tracklet_id)
-            erased = self._forget(connection, gallery, [(vector_id, tracklet_id)])
+            erased = self._forget(connection, _with_twins(connection, gallery, [(vector_id, tracklet_id)]))
             ledger.remember(connection, request, Outcome(deleted_count=1))
             ledger.record(connection, "DeleteTracklet", gallery_id, subject)
             return erased
@@ -69,8 +73,8 @@ class Erasing(Home):
                 found = {
                     vector_id
                     for gallery in _galleries(connection, gallery_id)
-                    for _, twins in _with_twins(connection, gallery, _of_identity(connection, gallery, identity_id))
-                    for vector_id, _ in twins
+                    for _, shown in _showing(connection, gallery, identity_id)
+                    for vector_id, _ in shown
                 }
             return Erasure(len(found), None)
         request = self._request(gallery_id, request_id, "EraseIdentity", identity_id)
@@ -84,6 +88,7 @@ class Erasing(Home):
                 tuple(one for part in parts for one in part.ids),
                 tuple(name for part in parts for name in part.names),
                 sum(part.count for part in parts),
+                left_in=tuple(dict.fromkeys(one for part in parts for one in part.left_in)),
             )
             ledger.remember(connection, request, Outcome(deleted_count=erased.count))
             return erased
@@ -157,7 +162,7 @@ class Erasing(Home):
             found = _expired(connection, gallery.key, rule)
             if not found:
                 return _Erased()
-            erased = self._forget(connection, gallery, found)
+            erased = self._forget(connection, _with_twins(connection, gallery, found))
             ledger.record(
                 connection,
                 "ApplyRetention",
@@ -175,33 +180,45 @@ class Erasing(Home):
         return erased.count
 
     def _forget_identity(self, connection: sqlite3.Connection, gallery: GalleryRow, identity_id: str) -> _Erased:
-        gallery_id = gallery.record.gallery_id
-        erased = self._forget(connection, gallery, _of_identity(connection, gallery, identity_id))
-        for one in (gallery, *rows.find_galleries(connection, "follows = ?", gallery.key)):
+        parts = _showing(connection, gallery, identity_id)
+        erased = self._forget(connection, parts, identity_id)
+        subject = ledger.pseudonym(self._audit_key, "identity", "", identity_id)
+        for one, shown in parts:
+            # What is left of it in a follower shows somebody else, as the gallery itself says: the name goes alone.
+            connection.execute(
+                "UPDATE tracklets AS here SET identity_id = said.identity_id FROM tracklets AS said "
+                "WHERE here.gallery_key = ? AND here.identity_id = ? "
+                "AND said.gallery_key = ? AND said.tracklet_id = here.tracklet_id",
+                (one.key, identity_id, gallery.key),
+            )
             ledger.forget_identity(connection, self._audit_key, one.record.gallery_id, identity_id)
             connection.execute(
                 "DELETE FROM change_items WHERE (before = ? OR after = ?) AND change_id IN "
                 "(SELECT change_id FROM changes WHERE gallery_key = ?)",
                 (identity_id, identity_id, one.key),
             )
-        subject = ledger.pseudonym(self._audit_key, "identity", "", identity_id)
-        ledger.record(connection, "EraseIdentity", gallery_id, identity=subject, tracklets=erased.count)
+            gallery_id = one.record.gallery_id
+            ledger.record(connection, "EraseIdentity", gallery_id, identity=subject, tracklets=len(shown))
         self._mark_due(connection)  # also without a tracklet: it was named in the audit, perhaps
         return erased
 
-    def _forget(self, connection: sqlite3.Connection, gallery: GalleryRow, found: Sequence[tuple[int, str]]) -> _Erased:
-        """Deletes tracklets, (vector id, tracklet id) each, with all that hangs on them, and their twins in followers."""
+    def _forget(self, connection: sqlite3.Connection, parts: Sequence[_Part], identity_id: str = "") -> _Erased:
+        """Deletes tracklets with all that hangs on them. `parts` are of one gallery, and of those that follow it.
+
+        `identity_id` says whom they show, where they are all that the galleries hold of somebody.
+        """
         self._mark_due(connection)
         ids: list[tuple[int, int]] = []
         names: list[str] = []
-        for one, twins in _with_twins(connection, gallery, found):
+        for one, found in parts:
             gallery_id = one.record.gallery_id
-            deleted = [(vector_id,) for vector_id, _ in twins]
-            connection.executemany("DELETE FROM tracklets WHERE vector_id = ?", deleted)
-            ledger.forget_tracklets(connection, self._audit_key, gallery_id, [name for _, name in twins])
-            ids += [(one.key, vector_id) for vector_id, _ in twins]
-            names += [tracklet_name(gallery_id, name) for _, name in twins]
-        return _Erased(tuple(ids), tuple(names), len(ids))
+            connection.executemany(
+                "DELETE FROM tracklets WHERE vector_id = ?", [(vector_id,) for vector_id, _ in found]
+            )
+            ledger.forget_tracklets(connection, self._audit_key, gallery_id, [name for _, name in found])
+            ids += [(one.key, vector_id) for vector_id, _ in found]
+            names += [tracklet_name(gallery_id, name) for _, name in found]
+        return _Erased(tuple(ids), tuple(names), len(ids), left_in=_left_in(connection, parts[0], identity_id))
 
     def _mark_due(self, connection: sqlite3.Connection) -> None:
         due = rows.now() + self._rewrite_delay // rows.MICROSECOND
@@ -215,10 +232,10 @@ class Erasing(Home):
         return [*(path.name for path in self._store.files), *paths]
 
     def _receipt(self, erased: _Erased, subject: str, rewritten: Iterable[str]) -> Receipt:
-        return self._receipt_of(erased.names, subject, rewritten)
+        return self._receipt_of(erased.names, subject, rewritten, erased.left_in)
 
     def _receipt_of(
-        self, names: Sequence[str], subject: str, rewritten: Iterable[str], copies: Iterable[str] = ()
+        self, names: Sequence[str], subject: str, rewritten: Iterable[str], left_in: Sequence[str]
     ) -> Receipt:
         with self._store.read() as connection:
             due = connection.execute("SELECT value FROM upkeep WHERE name = 'rewrite_due'").fetchone()
@@ -227,22 +244,21 @@ class Erasing(Home):
             erase_time=datetime.now(UTC),
             tracklet_names=tuple(names),
             rewritten_files=tuple(sorted(rewritten)),
-            unreachable_copies=(
-                *copies,
-                *(
-                    f"backup of {rows.from_microseconds(time):%Y-%m-%d %H:%M:%S} UTC in {location}"
-                    for time, location in backups
-                ),
+            unreachable_copies=tuple(
+                f"backup of {rows.from_microseconds(time):%Y-%m-%d %H:%M:%S} UTC in {location}"
+                for time, location in backups
             ),
+            left_in=tuple(left_in),
             subject_digest=subject,
             rewrite_due_time=None if due is None else rows.from_microseconds(due[0]),
         )
 
 
 def _galleries(connection: sqlite3.Connection, gallery_id: str) -> list[GalleryRow]:
+    """The gallery, or all that follow none: those that do are reached through them."""
     if gallery_id != ALL_GALLERIES:
         return [rows.get_gallery(connection, gallery_id)]
-    return rows.find_galleries(connection)
+    return rows.find_galleries(connection, "follows IS NULL")
 
 
 def _of_identity(connection: sqlite3.Connection, gallery: GalleryRow, identity_id: str) -> list[tuple[int, str]]:
@@ -252,11 +268,38 @@ def _of_identity(connection: sqlite3.Connection, gallery: GalleryRow, identity_i
     ).fetchall()
 
 
-def _with_twins(
-    connection: sqlite3.Connection, gallery: GalleryRow, found: Sequence[tuple[int, str]]
-) -> list[tuple[GalleryRow, list[tuple[int, str]]]]:
-    """Tracklets, (vector id, tracklet id) each, by gallery: those `found`, and of the same ids in galleries that follow."""
-    parts = [(gallery, list(found))]
+def _showing(connection: sqlite3.Connection, gallery: GalleryRow, identity_id: str) -> list[_Part]:
+    """Tracklets of an identity: those of a gallery with their twins in galleries that follow it, and what those alone hold.
+
+    Whom a tracklet shows that both hold is as the gallery says that is followed: there people correct it.
+    """
+    parts: list[_Part] = []
+    for one, twins in _with_twins(connection, gallery, _of_identity(connection, gallery, identity_id)):
+        named = [] if one is gallery else _of_identity(connection, one, identity_id)
+        alone = [(key, name) for key, name in named if rows.find_vector_id(connection, gallery, name) is None]
+        parts.append((one, [*twins, *alone]))
+    return parts
+
+
+def _left_in(connection: sqlite3.Connection, part: _Part, identity_id: str) -> tuple[str, ...]:
+    """Ids of galleries that an erasure from `part` does not reach, and that hold its tracklets, or others of the identity."""
+    gallery, found = part
+    related = rows.find_galleries(
+        connection,
+        "gallery_key <> ?1 AND (SELECT follows FROM galleries WHERE gallery_key = ?1) IN (gallery_key, follows)",
+        gallery.key,
+    )
+    return tuple(
+        one.record.gallery_id
+        for one in related
+        if (identity_id and _of_identity(connection, one, identity_id))
+        or any(rows.find_vector_id(connection, one, name) is not None for _, name in found)
+    )
+
+
+def _with_twins(connection: sqlite3.Connection, gallery: GalleryRow, found: Sequence[tuple[int, str]]) -> list[_Part]:
+    """Those `found`, (vector id, tracklet id) each, in a gallery, and those of the same ids in galleries that follow it."""
+    parts: list[_Part] = [(gallery, list(found))]
     for follower in rows.find_galleries(connection, "follows = ?", gallery.key):
         twins = [(rows.find_vector_id(connection, follower, name), name) for _, name in found]
         parts.append((follower, [(vector_id, name) for vector_id, name in twins if vector_id is not None]))

@@ -192,7 +192,8 @@ class Receipt:
 
     `rewritten_files` are relative to the data folder, `unreachable_copies` say in words which copies the galleries
     know of and cannot reach. `subject_digest` stands for the erased name in the audit. `rewrite_due_time` is set while
-    the slack of the database may still hold pieces: by when it will have been written anew.
+    the slack of the database may still hold pieces: by when it will have been written anew. `left_in` are the ids of
+    galleries that the erasure did not reach and that hold the same people.
     """
 
     erase_time: datetime
@@ -201,6 +202,7 @@ class Receipt:
     unreachable_copies: tuple[str, ...]
     subject_digest: str
     rewrite_due_time: datetime | None = None
+    left_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,8 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
             force=request.force,
             request_id=request.request_id,
         )
-        receipt = messages.receipt_message(erasure.receipt) if erasure.receipt else None
+        seen = permit.current().galleries
+        receipt = messages.receipt_message(erasure.receipt, seen) if erasure.receipt else None
         return v1.DeleteGalleryResponse(deleted_tracklet_count=erasure.tracklet_count, receipt=receipt)
 
     async def GetGalleryStats(  # noqa: N802

@@ -98,7 +98,8 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
         receipt = await self._runtime.writing(
             self._runtime.loaded.galleries.delete_tracklet, gallery_id, tracklet_id, request.request_id
         )
-        return v1.DeleteTrackletResponse(receipt=messages.receipt_message(receipt) if receipt else None)
+        seen = permit.current().galleries
+        return v1.DeleteTrackletResponse(receipt=messages.receipt_message(receipt, seen) if receipt else None)
 
     async def AssignIdentity(  # noqa: N802
         self, request: v1.AssignIdentityRequest, context: Context
@@ -186,7 +187,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
         )
         return v1.EraseIdentityResponse(
             tracklet_count=erasure.tracklet_count,
-            receipt=messages.receipt_message(erasure.receipt) if erasure.receipt else None,
+            receipt=messages.receipt_message(erasure.receipt, permit.current().galleries) if erasure.receipt else None,
         )
 
     def _check_count(self, problems: convert.Problems, field: str, values: Sequence[str]) -> None:
