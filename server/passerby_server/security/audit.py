@@ -18,6 +18,7 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 
 from passerby.errors import FailedPreconditionError, UnavailableError
@@ -32,6 +33,8 @@ MAX_BATCH = 1024
 SEGMENT_BYTES = 16 << 20
 """A file of records ends with its day (UTC), or when it is this large."""
 SWEEP_SECONDS = 600.0
+TAIL_BYTES = 16 << 10
+"""Far more than a record has."""
 _DAY = 86_400
 
 
@@ -209,7 +212,7 @@ class AuditLog:
             if files and _last_time(files[-1]) < oldest:
                 self._begin_segment(_now())
                 files = chain.segments(self._folder)
-            gone = [path for path in files[:-1] if _last_time(path) < oldest]
+            gone = list(takewhile(lambda path: _last_time(path) < oldest, files[:-1]))
             if gone:
                 following = files[files.index(gone[-1]) + 1]
                 deleted_to = int(following.stem.partition("-")[2]) - 1
@@ -217,7 +220,7 @@ class AuditLog:
                 for path in gone:
                     path.unlink()
                 event(log, logging.INFO, "old audit records deleted", files=len(gone))
-        except (OSError, ValueError):
+        except Exception:  # whatever is in the way: all audited calls wait for this thread
             log.exception("old audit records could not be deleted; it is tried again")
 
 
@@ -230,8 +233,17 @@ def _refusal(why: str) -> UnavailableError:
 
 
 def _last_time(path: Path) -> str:
-    lines = path.read_bytes().splitlines()
-    time_: str = json.loads(lines[-1])["time"] if lines else ""
+    """When the newest record of a file was made; empty without any. Reads not much more than that record."""
+    with path.open("rb") as file:
+        size, span = file.seek(0, os.SEEK_END), TAIL_BYTES
+        while True:
+            file.seek(max(0, size - span))
+            lines = file.read().split(b"\n")
+            if span >= size or len(lines) > 2:  # a part of a line, a whole one, and what a crash left of another
+                break
+            span *= 2
+    whole = lines[:-1]
+    time_: str = json.loads(whole[-1])["time"] if whole else ""
     return time_
 
 

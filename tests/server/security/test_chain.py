@@ -193,6 +193,42 @@ def test_days_have_files_of_their_own_and_old_ones_go(tmp_path: Path, monkeypatc
     ]
 
 
+def test_the_sweep_looks_at_the_ends_of_old_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, day = tmp_path / "audit", 86_400
+    clock = [1_767_000_000.0]
+    monkeypatch.setattr(audit.time, "time", lambda: clock[0])  # type: ignore[attr-defined]
+    for _ in range(6):
+        _written(folder, *("x" * 200 for _ in range(300)))
+        clock[0] += day
+    looked: list[Path] = []
+    last_time = audit._last_time
+
+    def looking(path: Path) -> str:
+        looked.append(path)
+        return last_time(path)
+
+    monkeypatch.setattr(audit, "_last_time", looking)
+    files = chain.segments(folder)
+    assert all(last_time(path) == json.loads(path.read_bytes().splitlines()[-1])["time"] for path in files)
+    with files[1].open("ab") as file:
+        file.write(b'{"seq":' + b"9" * 5_000)  # a crash
+    monkeypatch.setattr(audit, "TAIL_BYTES", 16)
+    assert last_time(files[1]) == last_time(files[0]).replace("2025-12-29", "2025-12-30")
+    AuditLog(folder, keep_days=3.5).close()
+    assert chain.segments(folder)[:3] == files[3:]
+    assert looked == [files[-1], *files[:4]]
+
+
+def test_a_file_that_cannot_be_swept_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "audit"
+    _written(folder, "ann")
+    (folder / chain.segment_name(0)).write_bytes(b'{"seq":0}\n')
+    log = AuditLog(folder, keep_days=1)
+    log.append("Search", caller="bob").result(10)
+    log.close()
+    assert "could not be deleted" in caplog.text
+
+
 def test_many_records_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     syncs, sync = [], os.fdatasync
 
