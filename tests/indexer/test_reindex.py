@@ -39,7 +39,7 @@ def switched(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> I
     second = make_bundle(tmp_path / "second", dim=16, seed=1, metric="cosine")
     with running(first, tmp_path / "store") as live, Client(f"127.0.0.1:{live.port}") as client:
         client.create_gallery("hall", display_name="Hall", false_match_rate=0.01)
-        assert index(client, "hall", scan(folder)).stored == 8
+        assert index(client, "hall", scan(folder), journal=tmp_path / "of-hall").stored == 8
         client.erase_identity("hall", "d", force=True)
         client.assign_identity("galleries/hall/tracklets/a.1.t1", "anna")
     with running(second, tmp_path / "store") as live, Client(f"127.0.0.1:{live.port}") as client:
@@ -80,6 +80,12 @@ def test_a_gallery_is_filled_anew_and_switched(run: Run, switched: Switched, tmp
     assert client.get_gallery("hall-before").model_fingerprint == old
     done = run("gallery", "delete", "hall-before", "--force", "--server", switched.address)
     assert "gallery.db, gallery.db-wal" in done.out
+
+
+def test_after_the_switch_nothing_is_sent_again(run: Run, switched: Switched, tmp_path: Path) -> None:
+    assert call(run, switched).code == 0
+    again = index(switched.client, "hall", scan(switched.folder), journal=tmp_path / "of-hall")
+    assert (again.already, again.stored, again.failed) == (8, 0, [])
 
 
 def test_what_the_folder_lacks_is_said_and_stays_in_the_old_one(run: Run, switched: Switched) -> None:

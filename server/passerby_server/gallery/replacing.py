@@ -27,6 +27,10 @@ from passerby_server.gallery.types import Replacement
 _TWINS = (
     "tracklets AS old JOIN tracklets AS new USING (tracklet_id) WHERE old.gallery_key = :old AND new.gallery_key = :new"
 )
+_LEFT_BEHIND = (
+    "SELECT tracklet_id FROM tracklets WHERE gallery_key = :old "
+    "EXCEPT SELECT tracklet_id FROM tracklets WHERE gallery_key = :new"
+)
 _CARRY = (
     "UPDATE tracklets AS new SET identity_id = old.identity_id, camera_id = old.camera_id, start_time = old.start_time, "
     "end_time = old.end_time, frame_count = old.frame_count, create_time = old.create_time FROM tracklets AS old "
@@ -49,21 +53,23 @@ _CARRY = (
     "UPDATE changes SET gallery_key = :new WHERE gallery_key = :old",
     "DELETE FROM retention WHERE gallery_key = :new",
     "INSERT INTO retention SELECT :new, camera_id, keep FROM retention WHERE gallery_key = :old",
-    "UPDATE galleries SET (display_name, index_kind, false_match_rate, keep_frames, follows) = "
-    "(SELECT display_name, index_kind, false_match_rate, keep_frames, NULL FROM galleries WHERE gallery_key = :old) "
-    "WHERE gallery_key = :new",
+    # The time of its making too: with its name it tells a client's journal which gallery its lines are of.
+    "UPDATE galleries SET (display_name, index_kind, false_match_rate, keep_frames, create_time, follows) = "
+    "(SELECT display_name, index_kind, false_match_rate, keep_frames, create_time, NULL FROM galleries "
+    "WHERE gallery_key = :old) WHERE gallery_key = :new",
     "UPDATE galleries SET follows = :new WHERE gallery_key = :old OR follows = :old",
-    # A retry of a write from before finds its tracklet in the new gallery.
+    # A retry of a write from before finds its tracklet in the new gallery; of one that stayed behind it counts as new.
+    f"DELETE FROM requests WHERE gallery_id = :name AND vector_id IN "  # noqa: S608
+    f"(SELECT vector_id FROM tracklets WHERE gallery_key = :old AND tracklet_id IN ({_LEFT_BEHIND}))",
     "UPDATE requests SET vector_id = (SELECT twin.vector_id FROM tracklets AS was JOIN tracklets AS twin "
     "USING (tracklet_id) WHERE was.vector_id = requests.vector_id AND twin.gallery_key = :new) "
     "WHERE gallery_id = :name AND vector_id IS NOT NULL",
-    "UPDATE OR IGNORE requests SET gallery_id = :name WHERE gallery_id = :replacement",
+    # Those of the new gallery name it by what it was called: no retry will be the same request under its new name.
     "DELETE FROM requests WHERE gallery_id = :replacement",
     # The audit names tracklets by gallery and id: entries go where an erasure of their tracklet will look for them.
-    "UPDATE audit SET gallery_id = :retired WHERE gallery_id = :name AND tracklet_id IN "
-    "(SELECT tracklet_id FROM tracklets WHERE gallery_key = :old "
-    "EXCEPT SELECT tracklet_id FROM tracklets WHERE gallery_key = :new)",
+    # The new gallery's first: what the old one is called then may be what the new one was called.
     "UPDATE audit SET gallery_id = :name WHERE gallery_id = :replacement",
+    f"UPDATE audit SET gallery_id = :retired WHERE gallery_id = :name AND tracklet_id IN ({_LEFT_BEHIND})",  # noqa: S608
     # In two steps, since a name is there once.
     "UPDATE galleries SET gallery_id = '' WHERE gallery_key = :new",
     "UPDATE galleries SET gallery_id = :retired WHERE gallery_key = :old",

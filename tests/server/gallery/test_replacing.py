@@ -107,6 +107,37 @@ def test_retries_from_before_find_their_tracklet(both):
     assert replace(both, **request) == first
 
 
+def test_request_ids_mean_what_they_meant(both):
+    """A client with one id per tracklet stored it in both galleries: its requests differ, since they name them."""
+    for name, digest in (("u", b"to g"), ("v", b"to g"), ("left", b"to g")):
+        put(both, name, [1, 2, 3, 4], request_id=f"id-{name}", request_digest=digest)
+    put_new(both, "u", [1, 2], request_id="id-u", request_digest=b"to g-next")
+    put_new(both, "v", [1, 2], request_id="id-v2", request_digest=b"to g-next")
+    deleted = both.get_tracklet("g", "t3")
+    both.delete_tracklet("g", "t3")
+    replace(both, allow_missing=True)
+    said = {"fingerprint": NEW.fingerprint, "request_digest": b"to g"}
+    assert put(both, "u", [1, 2], request_id="id-u", **said).tracklet_id == "u"
+    with pytest.raises(AlreadyExistsError) as taken:
+        put(both, "v", [1, 2], request_id="id-v2", **said)
+    assert reason(taken) == "TRACKLET_EXISTS"
+    assert put(both, "left", [1, 2], request_id="id-left", **said).tracklet_id == "left"  # it was not deleted
+    with pytest.raises(InvalidArgumentError):
+        put(both, "t3", [1, 2], request_id="r3", **said)
+    again = {"start_time": deleted.start_time, "end_time": deleted.end_time, "labels": deleted.labels}
+    with pytest.raises(FailedPreconditionError) as caught:
+        put(both, "t3", [3, 0, 0, 0], thumbnail=b"old", request_id="r3", **again)
+    assert reason(caught) == "TRACKLET_DELETED"
+
+
+def test_the_gallery_is_the_one_that_its_clients_know(both):
+    """Their journals tell it by its name and the time of its making."""
+    before = both.get_gallery("g").create_time
+    assert both.get_gallery("g-next").create_time != before
+    replace(both)
+    assert both.get_gallery("g").create_time == before
+
+
 @pytest.mark.parametrize("how", ["tracklet", "identity", "everywhere", "retention"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_who_is_erased_is_erased_from_both(both, how, when):
@@ -215,12 +246,13 @@ def test_no_byte_of_who_is_erased_is_left_of_either_model(both, tmp_path):
     assert found() == []
 
 
-def test_names_of_what_stays_behind_are_erased_with_it(both):
+@pytest.mark.parametrize("retired", ["g-before", "g-next"])
+def test_names_of_what_stays_behind_are_erased_with_it(both, retired):
     """A tracklet that the new gallery lacks: its entries in the audit follow it to where it will be deleted."""
     put(both, "left", [5, 0, 0, 0])
-    replace(both, allow_missing=True)
-    both.delete_tracklet("g-before", "left")
-    entries = [entry for name in ("g", "g-before") for entry in both.list_audit(name, "", "", 1000).items]
+    both.replace_gallery("g", "g-next", retired, allow_missing=True)
+    both.delete_tracklet(retired, "left")
+    entries = [entry for name in ("g", retired) for entry in both.list_audit(name, "", "", 1000).items]
     assert "left" not in [entry.tracklet_id for entry in entries]
     assert both.list_audit("g", "t1", "", 10).items[0].action == "IngestTracklet"
 
