@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, colour, count in (("ann", (200, 30, 30), 10), ("yard", (30, 30, 200), 3)):
         (made / name).mkdir()
         for number in range(count):
-            (made / name / f"{number}.png").write_bytes(crop(colour))
+            (made / name / f"{number}.jpg").write_bytes(crop(colour))
     return made
 
 
@@ -50,7 +50,7 @@ def python(program: str, folder: Path, address: str) -> list[str]:
 def test_programs(folder: Path, address: str) -> None:
     printed = python(SYNCHRONOUS, folder, address)
     assert len(printed) == 3 + 3 + 1
-    assert printed[3].endswith(" galleries/station/tracklets/ann-1")
+    assert printed[3].endswith(" galleries/museum/tracklets/ann-1")
     assert printed[-1] == "3 from the yard"
     printed = python(ASYNCHRONOUS, folder, address)
     assert printed[:2] == ["['entrance', 'yard']", "3 stored"]
@@ -59,7 +59,7 @@ def test_programs(folder: Path, address: str) -> None:
     assert early
     assert all(re.fullmatch(r"(4|8) \['ann', '', ''\]", line) for line in early)
     assert last == "10 ['ann', '', '']"
-    assert end == "True galleries/station/tracklets/live-1 10"
+    assert end == "True galleries/museum/tracklets/live-1 10"
     assert python(ERRORS, folder, address) == ["there is no galleries/nowhere: create it first"]
     (follow,) = blocks("sh", PAGE)
     assert "ann-1" in run(follow, folder, address)

@@ -21,7 +21,6 @@ import pytest
 import yaml
 from passerby_model import train_config
 from passerby_model.bundle import open_bundle
-from passerby_model.street import StreetConfig, write
 
 from tests.export.conftest import foreign_onnx
 
@@ -72,13 +71,10 @@ def server(script: str, folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the README takes for granted: a model, a folder of tracklets, a query."""
+    """What the README takes for granted, a model; and what it makes first, a folder of tracklets and a query."""
     folder = tmp_path_factory.mktemp("readme")
     foreign_onnx(folder / "model.onnx")
-    write(StreetConfig(identities=3, cameras=3, frames=4, height=128, width=64, seed=3), folder / "cameras")
-    seen = next((folder / "cameras").glob("*/c1/*"))
-    seen.rename(folder / "query")
-    seen.parent.rmdir()
+    run(block_with("sh", "passerby street cameras").replace("--identities 8", "--identities 3"), folder)
     return folder
 
 
