@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from passerby import names
 from passerby.errors import InvalidArgumentError
 
 ALL_GALLERIES = "-"
+"""Stands for all of them: only callers who may use each one may do what is about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,11 @@ class Rule:
     """What a method takes. Fields of the request are dotted paths.
 
     gallery: the field that holds the gallery's name or id, or the name of something in it; empty for a method of no
-        gallery. Methods whose requests come as a stream check each by themselves (`permit.check_gallery`).
+        gallery, `ALL_GALLERIES` for one that changes what all of them get. Methods whose requests come as a stream check each by themselves (`permit.check_gallery`).
     audited: whether calls that succeed are recorded; those that are refused always are.
     identities, tracklets: fields with identities, and with names or ids of tracklets, of the request and of the answer.
     counts: fields of the answer: numbers, or lists of which the length is recorded.
+    galleries: fields of the request with names or ids of further galleries; their ids are recorded.
     """
 
     roles: frozenset[str]
@@ -36,6 +39,7 @@ class Rule:
     identities: tuple[str, ...] = ()
     tracklets: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
+    galleries: tuple[str, ...] = ()
 
 
 _ADMIN = frozenset({"admin"})
@@ -45,11 +49,13 @@ _ANY = frozenset({"reader", "ingester", "admin"})
 _STORED = Rule(_INGEST, identities=("tracklet.identity_id",), tracklets=("tracklet.name",))
 
 RULES: Mapping[str, Rule] = {
-    "GalleryService/CreateGallery": Rule(_ADMIN, "gallery_id"),
+    "GalleryService/CreateGallery": Rule(_ADMIN, "gallery_id", galleries=("gallery.follows",)),
     "GalleryService/GetGallery": Rule(_ANY, "name", audited=False),
     "GalleryService/ListGalleries": Rule(_READ, audited=False),
     "GalleryService/UpdateGallery": Rule(_ADMIN, "gallery.name"),
-    "GalleryService/ReplaceGallery": Rule(_ADMIN, "name", counts=("missing_tracklet_count",)),
+    "GalleryService/ReplaceGallery": Rule(
+        _ADMIN, "name", counts=("missing_tracklet_count",), galleries=("replacement", "retired_gallery_id")
+    ),
     "GalleryService/DeleteGallery": Rule(_ADMIN, "name", counts=("deleted_tracklet_count",)),
     "GalleryService/GetGalleryStats": Rule(_READ, "name", audited=False),
     "GalleryService/SetRetention": Rule(_ADMIN, "name", counts=("rules",)),
@@ -88,15 +94,15 @@ RULES: Mapping[str, Rule] = {
     "ModelService/EmbedTracklet": Rule(_READ),
     "ModelService/ExplainTracklet": Rule(_READ),
     "ModelService/GetModelInfo": Rule(_ANY, audited=False),
-    "ModelService/ReloadBundle": Rule(_ADMIN),
+    "ModelService/ReloadBundle": Rule(_ADMIN, ALL_GALLERIES),
 }
 """By service and method of passerby.v1."""
 
 
 def gallery_of(rule: Rule, request: Message) -> str:
     """Id of the gallery that the request is about; `-` for all, empty for none. Raises InvalidArgumentError."""
-    if not rule.gallery:
-        return ""
+    if rule.gallery in ("", ALL_GALLERIES):
+        return rule.gallery
     (value,) = _values(request, rule.gallery)
     if rule.gallery == "gallery_id":
         return names.check_gallery_id(value)
@@ -124,7 +130,7 @@ def tracklets(rule: Rule, message: Message, gallery_id: str) -> Iterator[tuple[s
 
 
 def details(rule: Rule, message: Message) -> dict[str, int | str]:
-    """Numbers of a request or an answer, and which kind of query a request has."""
+    """Numbers and further galleries of a request or an answer, and which kind of query a request has."""
     found: dict[str, int | str] = {}
     if "query" in message.DESCRIPTOR.oneofs_by_name and (kind := message.WhichOneof("query")):
         found["query"] = kind
@@ -132,6 +138,10 @@ def details(rule: Rule, message: Message) -> dict[str, int | str]:
         if name in message.DESCRIPTOR.fields_by_name:
             value = getattr(message, name)
             found[name] = int(value) if isinstance(value, int) else len(value)
+    for path in rule.galleries:
+        for value in _values(message, path):
+            with suppress(InvalidArgumentError):  # no gallery at all: the call is refused for it
+                found[path.rpartition(".")[2]] = names.check_gallery_id(value.removeprefix("galleries/"))
     return found
 
 

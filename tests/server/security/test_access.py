@@ -31,7 +31,7 @@ from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import search_service_pb2 as search_v1
 from passerby.v1 import tracklet_service_pb2 as tracklet_v1
-from passerby_server.security.policy import RULES
+from passerby_server.security.policy import ALL_GALLERIES, RULES
 
 from tests.server.live import LiveServer, Stubs, refused, running
 from tests.server.pictures import crops, sequence
@@ -144,7 +144,7 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("method", [name for name, rule in RULES.items() if rule.gallery])
+@pytest.mark.parametrize("method", [name for name, rule in RULES.items() if rule.gallery not in ("", ALL_GALLERIES)])
 def test_another_gallery_is_refused_alike_whether_it_exists_or_not(guarded: Guarded, method: str) -> None:
     field = RULES[method].gallery
     form = FOREIGN[field.rpartition(".")[2]]
@@ -159,6 +159,14 @@ def test_another_gallery_is_refused_alike_whether_it_exists_or_not(guarded: Guar
     assert (str(there), there.metadata) == (str(absent), absent and absent.metadata)
     own = _call(caller, method, **{field: form.format("station")}) if "Delete" not in method else None
     assert not isinstance(own, PermissionDeniedError)
+
+
+def test_what_changes_all_galleries_takes_all_of_them(guarded: Guarded) -> None:
+    error = _call(guarded.of("local"), "ModelService/ReloadBundle")
+    assert isinstance(error, PermissionDeniedError)
+    assert error.reason == "GALLERY"
+    error = _call(guarded.of("boss"), "ModelService/ReloadBundle", model_fingerprint="0" * 64)
+    assert isinstance(error, FailedPreconditionError)  # it came as far as that
 
 
 def test_what_a_caller_may_see_is_not_found_when_it_is_absent(guarded: Guarded) -> None:

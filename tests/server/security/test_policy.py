@@ -36,13 +36,14 @@ def test_who_names_a_gallery_is_checked_for_it(method: str) -> None:
     if description.client_streaming:
         assert not rule.gallery  # checked by item
     else:
-        assert [rule.gallery] == (named or [""])
+        everything = method == "ModelService/ReloadBundle"
+        assert [rule.gallery] == (named or [policy.ALL_GALLERIES if everything else ""])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fields_of_a_rule_exist(method: str) -> None:
     rule, description = RULES[method], METHODS[method]
-    for path in (*rule.identities, *rule.tracklets, *rule.counts):
+    for path in (*rule.identities, *rule.tracklets, *rule.counts, *rule.galleries):
         assert any(_exists(message, path) for message in _parts(description)), path
 
 
@@ -93,9 +94,22 @@ def test_the_gallery_of_a_request() -> None:
     assert gallery("SearchService/SearchTracklets", parent="galleries/a") == "a"
     assert gallery("TrackletService/EraseIdentity", parent="galleries/-") == policy.ALL_GALLERIES
     assert gallery("ModelService/GetModelInfo") == ""
+    assert gallery("ModelService/ReloadBundle") == policy.ALL_GALLERIES
     for wrong in ("", "a", "galleries/", "galleries/A", "galleries/a/", "galleries/a/tracklets/t/x", "x/a/tracklets/t"):
         with pytest.raises(InvalidArgumentError):
             gallery("TrackletService/GetTracklet", name=wrong)
+
+
+def test_which_galleries_take_whose_place() -> None:
+    create = gallery_v1.CreateGalleryRequest(gallery_id="b", gallery={"follows": "galleries/a"})
+    assert policy.details(RULES["GalleryService/CreateGallery"], create) == {"follows": "a"}
+    replace = gallery_v1.ReplaceGalleryRequest(
+        name="galleries/a", replacement="galleries/b", retired_gallery_id="a-before"
+    )
+    rule = RULES["GalleryService/ReplaceGallery"]
+    assert policy.details(rule, replace) == {"replacement": "b", "retired_gallery_id": "a-before"}
+    wrong = gallery_v1.ReplaceGalleryRequest(replacement="B" * 5_000)
+    assert policy.details(rule, wrong) == {}
 
 
 def test_whom_a_search_is_about() -> None:
