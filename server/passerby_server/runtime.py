@@ -277,7 +277,8 @@ def check_fingerprint(fingerprint: str, gallery: GalleryRecord, whose: str) -> N
     if fingerprint != gallery.space.fingerprint:
         raise FailedPreconditionError(
             f"the gallery was filled by the model {gallery.space.fingerprint[:12]}, {whose} {fingerprint[:12]}: "
-            "descriptors of two models cannot be compared; serve the gallery's bundle, or fill it anew: `passerby gallery reindex`",
+            "descriptors of two models cannot be compared; serve the gallery's bundle, or fill it anew with "
+            "`passerby gallery reindex`",
             reason="MODEL_MISMATCH",
             metadata={"gallery_fingerprint": gallery.space.fingerprint, "fingerprint": fingerprint},
         )
