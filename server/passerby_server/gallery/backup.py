@@ -35,6 +35,7 @@ from passerby_server.gallery.home import REWRITE_DELAY
 from passerby_server.gallery.snapshot import drop_snapshots
 from passerby_server.gallery.store import (
     DATABASE_NAME,
+    LOCK_NAME,
     RESTORING_SUFFIX,
     FolderLock,
     Store,
@@ -139,9 +140,12 @@ def restore(folder: Path, data: Path, *, force: bool = False) -> int:
         NotFoundError, InvalidArgumentError: `folder` is no backup. DataLossError (BACKUP_DAMAGED): it is damaged.
         AlreadyExistsError (DATA_FOLDER_IN_THE_WAY): `data` holds something, and `force` was not given.
         FailedPreconditionError: a server uses `data` (DATA_FOLDER_IN_USE), or a newer passerby made the backup.
+
+    A backup that an older passerby made is restored with the newest schema; the backup itself stays as it is.
     """
     backup = read_backup(folder)
-    if not force and data.exists() and any(data.iterdir()):
+    # The lock is there after every attempt, also one that failed.
+    if not force and data.exists() and any(path.name != LOCK_NAME for path in data.iterdir()):
         raise AlreadyExistsError(
             f"{data} is not empty: choose another folder, or replace the galleries in it with --force",
             reason="DATA_FOLDER_IN_THE_WAY",
@@ -152,11 +156,11 @@ def restore(folder: Path, data: Path, *, force: bool = False) -> int:
     try:
         discard(scratch)  # of an attempt that was killed
         fresh = scratch / DATABASE_NAME
-        _verified_copy(folder / DATABASE_NAME, fresh, backup)
+        version = _verified_copy(folder / DATABASE_NAME, fresh, backup)
         erased = _erased_identities(data / DATABASE_NAME, fresh)
-        if erased:
+        if erased or version < len(schema.MIGRATIONS):
             keep_temporary_files(data)
-            _erase_again(scratch, erased)
+            _bring_up_to_date(scratch, erased)
         # The old log first: SQLite would apply it to the new file.
         for suffix in ("-wal", "-shm", "-journal"):
             (data / f"{DATABASE_NAME}{suffix}").unlink(missing_ok=True)
@@ -169,9 +173,13 @@ def restore(folder: Path, data: Path, *, force: bool = False) -> int:
 
 
 def check(data: Path) -> Damage:
-    """Reads all of a store, also beside a running server, and compares every checksum. Raises NotFoundError."""
+    """Reads all of a store, also beside a running server, and compares every checksum.
+
+    Raises NotFoundError, or FailedPreconditionError for a store of another schema version (SCHEMA_OTHER).
+    """
     with _opened(data / DATABASE_NAME) as connection:
         connection.execute("PRAGMA query_only = ON")
+        _check_version(connection, data)
         findings = [row[0] for row in connection.execute("PRAGMA integrity_check(20)")]
         database = () if findings == ["ok"] else tuple(findings)
         damaged = [
@@ -209,15 +217,27 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _check_version(connection: sqlite3.Connection, where: Path) -> int:
     """The schema version; raises FailedPreconditionError unless it is a store, and of this version."""
+    version, newest = _known_version(connection, where), len(schema.MIGRATIONS)
+    if version != newest:
+        raise FailedPreconditionError(
+            f"{where} has schema version {version}, this passerby {newest}: start the server on it once, which migrates "
+            "it, or use the passerby that wrote it",
+            reason="SCHEMA_OTHER",
+        )
+    return version
+
+
+def _known_version(connection: sqlite3.Connection, where: Path) -> int:
+    """The schema version; raises FailedPreconditionError unless it is a store, and of a version that can be migrated."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application_id != schema.APPLICATION_ID:
+    if application_id != schema.APPLICATION_ID or version < 1:
         raise FailedPreconditionError(f"the database in {where} was not made by passerby", reason="NOT_A_STORE")
-    if version != len(schema.MIGRATIONS):
+    if version > len(schema.MIGRATIONS):
         raise FailedPreconditionError(
-            f"{where} has schema version {version}, this passerby {len(schema.MIGRATIONS)}: start the server on it once, "
-            "or use the passerby that wrote it",
-            reason="SCHEMA_OTHER",
+            f"{where} has schema version {version}, this passerby knows versions up to {len(schema.MIGRATIONS)}: use the "
+            "newer passerby that wrote it",
+            reason="SCHEMA_TOO_NEW",
         )
     return int(version)
 
@@ -250,8 +270,8 @@ def _copy(source: sqlite3.Connection, folder: Path, time: int) -> Backup:
     return Backup(rows.from_microseconds(time), version, size, digest, galleries)
 
 
-def _verified_copy(source: Path, target: Path, backup: Backup) -> None:
-    """Copies the database of a backup, and reads both back."""
+def _verified_copy(source: Path, target: Path, backup: Backup) -> int:
+    """Copies the database of a backup, and reads both back; its schema version."""
     try:
         _check_hash(source, backup)
         target.parent.mkdir(mode=0o700)
@@ -260,7 +280,7 @@ def _verified_copy(source: Path, target: Path, backup: Backup) -> None:
         sync(target)
         _check_hash(target, backup)
         with _opened(target) as connection:
-            _check_version(connection, source.parent)
+            return _known_version(connection, source.parent)
     except OSError as error:
         raise FailedPreconditionError(
             f"{source} cannot be copied to {target.parent}: {error.strerror}", reason="STORE_NOT_WRITABLE"
@@ -286,10 +306,11 @@ class _Scratch(Erasing):
         self._store.close()
 
 
-def _erase_again(folder: Path, found: list[tuple[str, str]]) -> None:
-    """Erases identities from the store in `folder`, which is one durable file afterwards."""
+def _bring_up_to_date(folder: Path, erased: list[tuple[str, str]]) -> None:
+    """Migrates the store in `folder` and erases identities from it; it is one durable file afterwards."""
     with contextlib.closing(_Scratch(folder)) as scratch:
-        scratch.erase_again(found)
+        if erased:
+            scratch.erase_again(erased)
     sync(folder / DATABASE_NAME)
 
 
@@ -300,9 +321,12 @@ def _erased_identities(old: Path, fresh: Path) -> list[tuple[str, str]]:
     try:
         with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as connection:
             told = connection.execute("SELECT gallery_id, detail FROM audit WHERE action = 'EraseIdentity'").fetchall()
-            (key,) = connection.execute("SELECT value FROM secrets WHERE name = 'audit'").fetchone()
+            secret = connection.execute("SELECT value FROM secrets WHERE name = 'audit'").fetchone()
     except sqlite3.Error:
         return []
+    if secret is None:  # schema version 1, of which nobody could be erased by name
+        return []
+    (key,) = secret
     erased = {(gallery_id, json.loads(detail)["identity"]) for gallery_id, detail in told if detail}
     with _opened(fresh) as connection:
         named = connection.execute(

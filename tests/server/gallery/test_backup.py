@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -19,6 +20,7 @@ from passerby.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from passerby_server.gallery import rows, schema
 from passerby_server.gallery.backup import MANIFEST_NAME, back_up, check, read_backup, restore
 from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.store import DATABASE_NAME, LOCK_NAME
@@ -235,6 +237,79 @@ def test_a_damaged_store_is_replaced(opened, folder, tmp_path):
     again = open_galleries(folder)
     assert len(_listed(again)) == 20
     again.close()
+
+
+# Older schemas
+
+
+def _older(database, version):
+    """A store as a passerby with that schema version wrote it: t0 to t3 in gallery g, of p0 and p1 in turn."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        schema.migrate(connection, schema.MIGRATIONS[:version])
+        connection.execute(
+            "INSERT INTO galleries (gallery_id, display_name, fingerprint, descriptor_dim, metric, create_time) "
+            "VALUES ('g', '', ?, 4, 'squared_euclidean', 1)",
+            (SPACE.fingerprint,),
+        )
+        for number in range(4):
+            connection.execute(
+                "INSERT INTO tracklets (gallery_key, tracklet_id, camera_id, identity_id, frame_count, create_time) "
+                "VALUES (1, ?, 'c1', ?, 1, 1)",
+                (f"t{number}", f"p{number % 2}"),
+            )
+            rows.put_descriptor(connection, number + 1, np.full(4, number, np.float32))
+
+
+def _older_backup(folder, version):
+    folder.mkdir()
+    _older(folder / DATABASE_NAME, version)
+    content = (folder / DATABASE_NAME).read_bytes()
+    said = {"format": 1, "time": 1, "schema_version": version, "galleries": {"g": 4}}
+    said |= {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / MANIFEST_NAME).write_text(json.dumps(said))
+    return content
+
+
+@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
+@pytest.mark.parametrize("erased", [False, True])
+def test_a_backup_of_an_older_schema_is_restored_and_stays_as_it_is(opened, folder, tmp_path, version, erased):
+    content = _older_backup(tmp_path / "backup", version)
+    if erased:
+        opened.erase_identity("g", "p1", force=True)
+    opened.close()
+    assert restore(tmp_path / "backup", folder, force=True) == erased
+    assert sorted(path.name for path in folder.iterdir()) == [DATABASE_NAME, LOCK_NAME]
+    assert not check(folder)
+    assert sorted(path.name for path in (tmp_path / "backup").iterdir()) == [MANIFEST_NAME, DATABASE_NAME]
+    assert (tmp_path / "backup" / DATABASE_NAME).read_bytes() == content
+    again = open_galleries(folder)
+    assert _listed(again) == (["t0", "t2"] if erased else ["t0", "t1", "t2", "t3"])
+    assert ids(again.search("g", ask([2, 2, 2, 2], 1))) == ["t2"]
+    again.close()
+
+
+@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
+def test_a_data_folder_of_an_older_schema_is_named_so_and_can_be_replaced(opened, folder, tmp_path, version):
+    back_up(folder, tmp_path / "backup")
+    older = tmp_path / "older"
+    older.mkdir()
+    _older(older / DATABASE_NAME, version)
+    with pytest.raises(FailedPreconditionError, match=f"version {version}.*start the server on it once") as caught:
+        check(older)
+    assert reason(caught) == "SCHEMA_OTHER"
+    assert restore(tmp_path / "backup", older, force=True) == 0
+    assert not check(older)
+
+
+def test_a_restore_that_failed_is_not_in_the_way_of_the_next(opened, folder, tmp_path):
+    back_up(folder, tmp_path / "backup")
+    sound = (tmp_path / "backup" / DATABASE_NAME).read_bytes()
+    _flip(tmp_path / "backup" / DATABASE_NAME, len(sound) // 2)
+    with pytest.raises(DataLossError):
+        restore(tmp_path / "backup", tmp_path / "new")
+    (tmp_path / "backup" / DATABASE_NAME).write_bytes(sound)
+    assert restore(tmp_path / "backup", tmp_path / "new") == 0
+    assert not check(tmp_path / "new")
 
 
 def test_check_names_what_is_damaged(opened, folder):
