@@ -14,7 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from passerby.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, from_status
+from passerby.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    NotFoundError,
+    PasserbyError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+    from_status,
+)
 from passerby.v1 import gallery_service_pb2, resources_pb2, tracklet_service_pb2
 from passerby_client import Client
 from passerby_model.datasets import Tracklet
@@ -107,6 +116,13 @@ def _from_kept_frames(client: Client, new: resources_pb2.Gallery, names: Sequenc
             try:
                 found = client.get_tracklet(name, frames=True)
             except NotFoundError:  # erased meanwhile
+                continue
+            except (UnavailableError, UnauthenticatedError, PermissionDeniedError):
+                raise
+            except (
+                PasserbyError
+            ) as error:  # of this one alone: a frame is damaged, or they are too large for one answer
+                report.failed.append(Failure(name, error.message))
                 continue
             if found.frames.frames:
                 request = tracklet_service_pb2.IngestTrackletRequest(

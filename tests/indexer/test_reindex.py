@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,3 +161,24 @@ def test_kept_frames_fill_a_gallery_anew(run: Run, tmp_path: Path) -> None:
         assert done.code == 1
         assert "galleries/plain/tracklets/short" in done.err
         assert run("gallery", "reindex", "plain", "--server", server).code == 2
+
+
+def test_one_damaged_frame_keeps_the_others_from_nothing(run: Run, tmp_path: Path) -> None:
+    first = make_bundle(tmp_path / "first", dim=8)
+    second = make_bundle(tmp_path / "second", dim=16, seed=1)
+    with running(first, tmp_path / "store") as live, Client(f"127.0.0.1:{live.port}") as client:
+        client.create_gallery("hall", keep_frames=True)
+        for number in range(3):
+            frames = [crop((40 * number, 9, 9))] * 3
+            client.ingest_tracklet("hall", frames, camera="1", tracklet_id=f"t{number}")
+    with contextlib.closing(sqlite3.connect(tmp_path / "store" / "gallery.db")) as store, store:
+        store.execute("UPDATE frames SET checksum = checksum + 1 WHERE vector_id = 1 AND number = 2")
+    with running(second, tmp_path / "store") as live, Client(f"127.0.0.1:{live.port}") as client:
+        arguments = ("gallery", "reindex", "hall", "--kept-frames", "--server", f"127.0.0.1:{live.port}")
+        done = run(*arguments)
+        assert done.code == 1
+        assert done.out.startswith("2 tracklets (6 frames) stored")
+        assert "a kept frame of tracklet number 1 is damaged" in done.err
+        assert client.get_gallery("hall").descriptor_dim == 8
+        assert run(*arguments, "--allow-missing").code == 0
+        assert sorted(tracklet.name[-2:] for tracklet in client.list_tracklets("hall")) == ["t1", "t2"]
