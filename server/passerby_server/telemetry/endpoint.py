@@ -63,8 +63,11 @@ def _app(registry: CollectorRegistry, serving: Callable[[], bool]) -> Any:
     metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
 
     def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environment["PATH_INFO"] != "/healthz":
+        if environment["PATH_INFO"] == "/metrics":
             return metrics(environment, start_response)
+        if environment["PATH_INFO"] != "/healthz":
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"there are /metrics and /healthz\n"]
         good = serving()
         start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", "text/plain")])
         return [b"SERVING\n" if good else b"NOT_SERVING\n"]

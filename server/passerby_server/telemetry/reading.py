@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -42,15 +44,31 @@ def parse(text: str) -> Reading:
     return Reading(values, time.monotonic())
 
 
+def url_of(address: str) -> str:
+    """Where the metrics of HOST:PORT are; a whole URL stays what it is."""
+    if not address.startswith(("http://", "https://")):
+        address = f"http://{address}"
+    return address if urllib.parse.urlsplit(address).path.strip("/") else f"{address.rstrip('/')}/metrics"
+
+
 def read(address: str) -> Reading:
-    """The metrics at HOST:PORT. Raises UnavailableError (NO_METRICS) when there are none."""
+    """The metrics at HOST:PORT or at a URL. Raises UnavailableError (NO_METRICS) when there are none."""
+    url = url_of(address)
     try:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:  # noqa: S310  (url_of gives http or https alone)
             return parse(answer.read().decode())
+    except http.client.HTTPException as error:
+        raise UnavailableError(
+            f"{url} is no metrics port, it speaks another protocol than HTTP: name the server's metrics.address, not the "
+            "port of its calls",
+            reason="NO_METRICS",
+        ) from error
     except (OSError, ValueError, urllib.error.URLError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         why = getattr(error, "reason", None) or error
         raise UnavailableError(
-            f"no metrics at http://{address}/metrics: {why}; does the server run, with metrics.address set?",
+            f"no metrics at {url}: {why}; does the server run, with metrics.address set?",
             reason="NO_METRICS",
         ) from error
 

@@ -14,7 +14,9 @@ PIPED_WIDTH = 120
 def top(
     metrics: Annotated[
         str,
-        typer.Option("--metrics", metavar="HOST:PORT", help="metrics.address of the server."),
+        typer.Option(
+            "--metrics", metavar="HOST:PORT", help="metrics.address of the server, or the URL of its metrics."
+        ),
     ] = DEFAULT_METRICS,
     interval: Annotated[
         float, typer.Option("--interval", min=0.1, metavar="SECONDS", help="Between two readings; rates are over it.")
@@ -29,7 +31,7 @@ def top(
     from rich.live import Live
     from rich.text import Text
 
-    from passerby_server.telemetry.reading import Between, read
+    from passerby_server.telemetry.reading import Between, read, url_of
     from passerby_server.telemetry.top import frame
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPED_WIDTH)
@@ -38,7 +40,7 @@ def top(
         time.sleep(interval)
         console.print(frame(Between(before, read(metrics)), metrics))
         return
-    shown: RenderableType = Text(f"reading http://{metrics}/metrics")
+    shown: RenderableType = Text(f"reading {url_of(metrics)}")
     with Live(shown, console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:

@@ -75,10 +75,16 @@ def test_one_frame_of_a_real_server(bundle: Path, tmp_path: Path, capsys: pytest
         thread = threading.Thread(target=load)
         thread.start()
         try:
-            picture = shown(capsys, "--metrics", f"127.0.0.1:{live.server.metrics_port}", "--interval", "0.5")
+            url = f"http://127.0.0.1:{live.server.metrics_port}/metrics"
+            picture = shown(capsys, "--metrics", url, "--interval", "0.5")
+            wrong_path = shown(capsys, "--metrics", url.replace("metrics", "metric"), code=1)
+            wrong_port = shown(capsys, "--metrics", f"127.0.0.1:{live.port}", code=1)
         finally:
             done.set()
             thread.join()
+    assert "404" in wrong_path or "Not Found" in wrong_path
+    assert "is no metrics port" in wrong_port
+    assert "metrics.address" in wrong_port
     lines = {line.split()[0]: line.split() for line in picture.splitlines() if line.strip()}
     assert "SERVING" in lines["passerby"]
     assert lines["model"][1] == "tiny"
