@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from passerby.errors import NotFoundError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,10 +76,12 @@ def show(
     """Show the records, oldest first, each once its seal has been checked. Names are digests: ask for a name to find it."""
     from passerby_server.security import chain, show_records
 
+    if not chain.segments(folder):
+        raise NotFoundError(f"there are no audit records in {folder}")
     wanted = show_records.Wanted(
         caller=caller,
         gallery=gallery,
-        method=method,
+        method=_method(method),
         identity=identity,
         tracklet=tracklet,
         refused=refused,
@@ -100,6 +103,16 @@ def show(
     for record in found:
         table.add_row(*show_records.row(record))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _method(name: str) -> str:
+    """As given, if a record can have it; raises typer.BadParameter otherwise."""
+    from passerby_server.security import chain, policy
+
+    known = {method.rpartition("/")[2] for method in policy.RULES}
+    if name and name not in known | chain.EVENTS:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(sorted(known))}", param_hint="--method")
+    return name
 
 
 def _utc(text: str | None) -> str:

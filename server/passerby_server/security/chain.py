@@ -31,6 +31,8 @@ Record = dict[str, Any]
 SEGMENT = "Segment"
 RETENTION = "Retention"
 STOPPED = "ServerStopped"
+EVENTS = frozenset({SEGMENT, RETENTION, STOPPED, "ServerStarted", "AuditResumed", "Refused"})
+"""What a record may be about besides a method of the API."""
 NO_MAC = bytes(32)
 """Stands before the first record of all."""
 _LINE = re.compile(rb'(\{.*),"mac":"([0-9a-f]{64})"\}\n')

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from datetime import timedelta
-from enum import StrEnum
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from passerby.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
@@ -28,14 +27,6 @@ app = typer.Typer(
 )
 
 
-class RoleName(StrEnum):
-    """What a caller may do, see docs/security.md."""
-
-    READER = "reader"
-    INGESTER = "ingester"
-    ADMIN = "admin"
-
-
 File = Annotated[
     Path,
     typer.Option(
@@ -46,7 +37,10 @@ File = Annotated[
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Who calls: letters, digits and . _ @ -.")]
-Roles = Annotated[list[RoleName], typer.Option("--role", help="What the caller may do; may be repeated.")]
+Roles = Annotated[
+    list[str],
+    typer.Option("--role", metavar="ROLE", help="reader, ingester or admin (docs/security.md); may be repeated."),
+]
 Galleries = Annotated[
     list[str] | None, typer.Option("--gallery", metavar="GALLERY", help="A gallery it may use; may be repeated.")
 ]
@@ -153,7 +147,7 @@ def rotate(
                 "token_id": token_id,
                 "token_sha256": digest,
                 "create_time": now,
-                "expire_time": now + _duration(expires, "--expires") if expires else None,
+                "expire_time": _end(now, expires),
             }
         )
         kept = [
@@ -185,24 +179,30 @@ def revoke(
 
 
 def _entry(
-    name: str, roles: list[RoleName], galleries: list[str] | None, every: bool, expires: str | None, **credential: str
+    name: str, roles: list[str], galleries: list[str] | None, every: bool, expires: str | None, **credential: str
 ) -> Entry:
     from pydantic import ValidationError
 
     if bool(galleries) == every:
         raise typer.BadParameter("name galleries (--gallery), or say --all-galleries", param_hint="--gallery")
+    if unknown := set(roles) - set(get_args(callers.Role)):
+        known = ", ".join(get_args(callers.Role))
+        raise typer.BadParameter(f"{unknown.pop()!r} is no role; there are {known}", param_hint="--role")
     now = callers.now()
     try:
         return Entry(
             name=name,
-            roles=frozenset(role.value for role in roles),
+            roles=frozenset(cast(list[callers.Role], roles)),
             galleries=None if every else frozenset(galleries or ()),
             create_time=now,
-            expire_time=now + _duration(expires, "--expires") if expires else None,
+            expire_time=_end(now, expires),
             **credential,
         )
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        problems = "; ".join(
+            ": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, "))))
+            for one in error.errors()
+        )
         raise typer.BadParameter(problems) from None
 
 
@@ -212,11 +212,13 @@ def _hand_out(file: Path, change: callers.Change, token: str, out: Path | None) 
         callers.change(file, change)
         typer.echo(token)
         return
+    if out.exists():
+        change(callers.read(file) if file.exists() else ())  # what is wrong with the caller is said first
     try:
         with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target:
             target.write(f"{token}\n")
     except OSError as error:
-        raise FailedPreconditionError(f"cannot make {out}: {error.strerror}") from error
+        raise FailedPreconditionError(f"cannot make {out}: {error.strerror}; name a new file") from error
     try:
         callers.change(file, change)
     except BaseException:
@@ -237,9 +239,25 @@ def _shown(entry: Entry) -> dict[str, object]:
     }
 
 
+def _end(now: datetime, expires: str | None) -> datetime | None:
+    """When an entry ends that is made now; raises typer.BadParameter for one that would have ended already."""
+    if not expires:
+        return None
+    lasting = _duration(expires, "--expires")
+    if not lasting:
+        raise typer.BadParameter(f"{expires!r} would make it expired: 1s is the least", param_hint="--expires")
+    try:
+        return now + lasting
+    except OverflowError:
+        raise typer.BadParameter(f"{expires!r} is beyond the year 9999", param_hint="--expires") from None
+
+
 def _duration(text: str, option: str) -> timedelta:
     units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
     number, unit = text[:-1], text[-1:]
     if unit not in units or not number.isascii() or not number.isdigit():
         raise typer.BadParameter(f"{text!r} is not a time such as 90d, 12h, 45m or 30s", param_hint=option)
-    return timedelta(**{units[unit]: int(number)})
+    try:
+        return timedelta(**{units[unit]: int(number)})
+    except OverflowError:
+        raise typer.BadParameter(f"{text!r} is too long", param_hint=option) from None

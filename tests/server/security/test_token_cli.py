@@ -86,6 +86,10 @@ def test_a_token_goes_to_a_file_of_its_own(run: Run, file: Path, tmp_path: Path)
     assert Access(file).identify(f"Bearer {token}", list).galleries is None
     # Neither a file that is there nor the callers change when one of the two cannot be written.
     assert "File exists" in run("token", "rotate", "desk", "--out", out).err
+    assert "desk has a token: `passerby token rotate desk`" in (
+        run("token", "create", "desk", "--role", "reader", "--all-galleries", "--out", out).err
+    )
+    assert out.read_text().strip() == token
     assert len(callers.read(file)) == 1
     assert run("token", "create", "desk", "--role", "reader", "--all-galleries", "--out", tmp_path / "new").code == 1
     assert not (tmp_path / "new").exists()
@@ -107,13 +111,15 @@ def test_certificates(run: Run, file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "--role", "owner", "--all-galleries"], "'owner' is not one of"),
+        (["a", "--role", "owner", "--all-galleries"], "'owner' is no role; there are reader, ingester, admin"),
         (["a", "--role", "reader"], "--all-galleries"),
         (["a", "--role", "reader", "--all-galleries", "--gallery", "x"], "--all-galleries"),
         (["a", "--role", "reader", "--gallery", "UPPER"], "galleries"),
         (["a", "--role", "reader", "--gallery", "-"], "is no gallery of its own"),
         (["a b", "--role", "reader", "--all-galleries"], "name"),
         (["a", "--role", "reader", "--all-galleries", "--expires", "soon"], "is not a time such as"),
+        (["a", "--role", "reader", "--all-galleries", "--expires", "0d"], "would make it expired"),
+        (["a", "--role", "reader", "--all-galleries", "--expires", "9999999d"], "beyond the year 9999"),
     ],
 )
 def test_wrong_usage(run: Run, file: Path, arguments: list[str], message: str) -> None:
@@ -184,6 +190,11 @@ def test_the_audit_is_verified_and_shown(run: Run, tmp_path: Path) -> None:
     assert "tracklet_count=2" in table
     assert "ann" not in table.replace("about", "")
     assert "is not a time" in run("audit", "show", folder, "--after", "soon").err
+    assert "'SearchTracklet' is none of" in run("audit", "show", folder, "--method", "SearchTracklet").err
+    assert shown("--method", "Refused") == ["Refused"]
+    elsewhere = run("audit", "show", tmp_path / "other", "--key", folder / "key")
+    assert elsewhere.code == 1
+    assert f"there are no audit records in {tmp_path / 'other'}" in elsewhere.err
 
     running = run("audit", "verify", folder)
     assert "the last record is not the server's end" in running.out
