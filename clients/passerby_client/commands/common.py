@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # A table that is piped has no terminal to measure: wide enough that nothing is cut.
 PIPED_WIDTH = 200
+# Columns of text, which may be folded, are given at least so much.
+FOLDED_WIDTH = 16
 
 Server = Annotated[
     str, typer.Option("--server", envvar="PASSERBY_SERVER", metavar="HOST:PORT", help="The server to talk to.")
@@ -115,21 +118,63 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(table: Table) -> None:
-    """Writes a table to standard output, in full width when that is no terminal."""
+def print_table(*tables: Table, spare: tuple[str, ...] = ()) -> None:
+    """Writes the first of `tables` that fits to standard output.
+
+    Where none does, the last one without as many of its columns `spare` as are too many; ids and times are never
+    broken. What is piped has room for everything, unless COLUMNS says otherwise.
+    """
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else PIPED_WIDTH
+    console = Console(width=width)
+    room = console.width if width is None else sys.maxsize
+    table = next((table for table in tables if _needed(table) <= room), tables[-1])
+    for heading in spare:
+        if _needed(table) > room:
+            table = _without(table, heading)
+    console.width = max(console.width, _needed(table))
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def new_table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
-    """A plain table; the columns in `right` are numbers."""
+def _needed(table: Table) -> int:
+    """Characters in a line of `table` where columns that may be folded take no more than FOLDED_WIDTH."""
+    from rich.cells import cell_len
+
+    total = 3 * len(table.columns) - 1  # between the columns, and at both edges
+    for column in table.columns:
+        widest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+        total += widest if column.no_wrap else min(widest, FOLDED_WIDTH)
+    return total
+
+
+def _without(table: Table, heading: str) -> Table:
+    kept = [column for column in table.columns if column.header != heading]
+    right = tuple(str(column.header) for column in kept if column.justify == "right")
+    whole = tuple(str(column.header) for column in kept if column.no_wrap)
+    made = new_table(*(str(column.header) for column in kept), right=right, whole=whole)
+    made.title, made.caption = table.title, table.caption
+    for row in zip(*(column.cells for column in kept), strict=True):
+        made.add_row(*row)
+    return made
+
+
+def new_table(
+    *columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (), title: str | None = None
+) -> Table:
+    """A plain table; the columns in `right` are numbers, those in `whole` are never broken into lines."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
     return table
 
 
@@ -141,19 +186,42 @@ def print_fields(rows: dict[str, str]) -> None:
             typer.echo(f"{name:<{width}}  {value}")
 
 
-def local_time(time: Timestamp) -> str:
-    """`2026-11-21 09:14:03` in this machine's time zone; empty when unset (the API counts 1970 as unset)."""
-    if not (time.seconds or time.nanos):
+def local_time(time: Timestamp, *, zone: bool = False) -> str:
+    """`2026-11-21 09:14:03` as clocks here showed it, on request with ` UTC+09:00`; empty when unset (1970)."""
+    local = _local(time)
+    if local is None:
         return ""
-    return f"{time.ToDatetime(tzinfo=UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{local:%Y-%m-%d %H:%M:%S}" + (f" {_offset(local)}" if zone else "")
 
 
-def time_span(start: Timestamp, end: Timestamp) -> str:
+def time_span(start: Timestamp, end: Timestamp, *, zone: bool = False) -> str:
     """When somebody was seen: `2026-11-21 09:14:03 - 09:14:07`; the end's date only where it is another."""
     first, last = local_time(start), local_time(end)
-    if not last or first == last:
-        return first
-    return f"{first} - {last.removeprefix(first[:11])}"
+    span = first if not last or first == last else f"{first} - {last.removeprefix(first[:11])}"
+    return f"{span} {zone_of([start, end])}" if zone and span else span
+
+
+def zone_of(times: Iterable[Timestamp]) -> str:
+    """The zone of this machine at those times, or now where there is none: `UTC+09:00`.
+
+    Both where summer time is only in a part of them: `UTC+01:00 / UTC+02:00`.
+    """
+    found = {_offset(local) for time in times if (local := _local(time)) is not None}
+    return " / ".join(sorted(found)) or _offset(datetime.now().astimezone())
+
+
+def timed(heading: str, times: Iterable[Timestamp]) -> str:
+    """The heading of a column of times, with their zone: `seen (UTC+09:00)`."""
+    return f"{heading} ({zone_of(times)})"
+
+
+def _local(time: Timestamp) -> datetime | None:
+    """In this machine's zone; None when unset (the API counts 1970 as unset)."""
+    return time.ToDatetime(tzinfo=UTC).astimezone() if time.seconds or time.nanos else None
+
+
+def _offset(time: datetime) -> str:
+    return f"UTC{time.isoformat(timespec='minutes')[16:22]}"
 
 
 def parse_time(text: str | None) -> datetime | None:
@@ -205,16 +273,27 @@ def parse_span(text: str | None) -> tuple[datetime, datetime] | None:
 
 def print_receipt(receipt: ErasureReceipt) -> None:
     """Writes what an erasure did, for people."""
-    due = local_time(receipt.rewrite_due_time)
+    due = local_time(receipt.rewrite_due_time, zone=True)
     print_fields(
         {
-            "erased": local_time(receipt.erase_time),
+            "erased": local_time(receipt.erase_time, zone=True),
             "audited as": receipt.subject_digest,
             "rewritten": ", ".join(receipt.rewritten_files),
             "still due": f"the slack of the database, by {due}" if due else "",
-            "beyond reach": ", ".join(receipt.unreachable_copies) or "no backup that this server knows of",
+            "beyond reach": ", ".join(map(_in_local_time, receipt.unreachable_copies))
+            or "no backup that this server knows of",
         }
     )
+
+
+def _in_local_time(said: str) -> str:
+    """The server's words with the UTC times in them as clocks here show them."""
+
+    def local(found: re.Match[str]) -> str:
+        time = datetime.fromisoformat(found[1]).replace(tzinfo=UTC).astimezone()
+        return f"{time:%Y-%m-%d %H:%M:%S} {_offset(time)}"
+
+    return re.sub(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC\b(?![+-])", local, said)
 
 
 def parse_labels(pairs: list[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from passerby_client.commands.common import (
     print_json,
     print_receipt,
     print_table,
+    timed,
 )
 
 if TYPE_CHECKING:
@@ -142,11 +143,12 @@ def list_(
     if as_json:
         print_json([plain(gallery) for gallery in galleries])
         return
-    table = new_table("gallery", "name", "created", "model")
+    created = timed("created", [gallery.create_time for gallery in galleries])
+    table = new_table("gallery", "name", created, "model", whole=("gallery", created, "model"))
     for gallery in galleries:
-        created = local_time(gallery.create_time)
-        table.add_row(last_part(gallery.name), gallery.display_name, created, gallery.model_fingerprint[:12])
-    print_table(table)
+        made = local_time(gallery.create_time)
+        table.add_row(last_part(gallery.name), gallery.display_name, made, gallery.model_fingerprint[:12])
+    print_table(table, spare=("model", "name"))
 
 
 @app.command()
@@ -256,7 +258,8 @@ def audit(
     if as_json:
         print_json([plain(entry) for entry in entries])
         return
-    table = new_table("time", "action", "tracklet", "detail")
+    time = timed("time", [entry.time for entry in entries])
+    table = new_table(time, "action", "tracklet", "detail", whole=(time, "tracklet"))
     for entry in entries:
         table.add_row(local_time(entry.time), entry.action, entry.tracklet_id, entry.detail)
     print_table(table)
@@ -276,7 +279,7 @@ def _print(gallery: Gallery, as_json: bool) -> None:
         {
             "gallery": last_part(gallery.name),
             "name": gallery.display_name,
-            "created": local_time(gallery.create_time),
+            "created": local_time(gallery.create_time, zone=True),
             "model": gallery.model_fingerprint,
             "metric": Metric.Name(gallery.metric).removeprefix("METRIC_").lower().replace("_", " "),
             "descriptor": f"{gallery.descriptor_dim} values",

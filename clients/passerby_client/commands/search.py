@@ -16,6 +16,7 @@ from passerby_client.commands.common import (
     Timeout,
     connect,
     last_part,
+    local_time,
     new_table,
     parse_labels,
     parse_span,
@@ -25,6 +26,7 @@ from passerby_client.commands.common import (
     print_json,
     print_table,
     time_span,
+    timed,
 )
 
 if TYPE_CHECKING:
@@ -65,8 +67,10 @@ def search(
     exclude_camera: Annotated[
         list[str] | None, typer.Option(metavar="CAMERA", help="No hits of this camera; may be repeated.")
     ] = None,
-    after: Annotated[str | None, typer.Option(metavar="TIME", help="Seen at or after (ISO 8601).")] = None,
-    before: Annotated[str | None, typer.Option(metavar="TIME", help="Seen before.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Seen at or after (ISO 8601; local time without a zone).")
+    ] = None,
+    before: Annotated[str | None, typer.Option(metavar="TIME", help="Seen before; local time without a zone.")] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only with this label; may be repeated.")
     ] = None,
@@ -95,7 +99,10 @@ def search(
     ] = None,
     query_time: Annotated[
         str | None,
-        typer.Option(metavar="START..END", help="When the query's frames were seen (ISO 8601), for --travel."),
+        typer.Option(
+            metavar="START..END",
+            help="When the query's frames were seen (ISO 8601; local time without a zone), for --travel.",
+        ),
     ] = None,
     false_match_rate: Annotated[
         float | None,
@@ -179,7 +186,11 @@ def search(
     if as_json:
         print_json(_as_json(answer))
     else:
-        print_table(_table(answer, grouped=group))
+        print_table(
+            _table(answer, grouped=group),
+            _table(answer, grouped=group, brief=True),
+            spare=("re-ranked", "more", "distance", "rank"),
+        )
     if picture is not None:
         typer.echo(f"picture: {picture}", err=True)
 
@@ -261,23 +272,28 @@ def _as_json(answer: SearchTrackletsResponse) -> object:
     return values
 
 
-def _table(answer: SearchTrackletsResponse, *, grouped: bool) -> Table:
+def _table(answer: SearchTrackletsResponse, *, grouped: bool, brief: bool = False) -> Table:
+    """The hits; `brief` leaves out until when they were seen."""
     decided = any(hit.decision for hit in answer.hits)
-    columns = ["rank", "identity", "camera", "seen", "distance"]
+    starts = [hit.tracklet.start_time for hit in answer.hits]
+    ends = [] if brief else [hit.tracklet.end_time for hit in answer.hits]
+    columns = ["rank", "identity", "camera", timed("from" if brief else "seen", [*starts, *ends]), "distance"]
     columns += ["re-ranked"] * answer.reranked + ["decision"] * decided + ["tracklet"] + ["more"] * grouped
-    table = new_table(*columns, right=("rank", "distance", "re-ranked", "more"))
+    table = new_table(*columns, right=("rank", "distance", "re-ranked", "more"), whole=tuple(columns))
     for rank, hit in enumerate(answer.hits, start=1):
-        table.add_row(*_row(rank, hit, answer.reranked, decided, grouped))
+        found = hit.tracklet
+        seen = local_time(found.start_time) if brief else time_span(found.start_time, found.end_time)
+        table.add_row(*_row(rank, hit, seen, answer.reranked, decided, grouped))
     if not answer.hits:
         table.caption = "no hits"
     return table
 
 
-def _row(rank: int, hit: SearchHit, reranked: bool, decided: bool, grouped: bool) -> list[str]:
+def _row(rank: int, hit: SearchHit, seen: str, reranked: bool, decided: bool, grouped: bool) -> list[str]:
     from passerby.v1.search_service_pb2 import Decision
 
     found = hit.tracklet
-    row = [str(rank), found.identity_id or "unknown", found.camera_id, time_span(found.start_time, found.end_time)]
+    row = [str(rank), found.identity_id or "unknown", found.camera_id, seen]
     row.append(f"{hit.distance:.4f}")
     if reranked:
         row.append(f"{hit.reranked_distance:.4f}" if hit.HasField("reranked_distance") else "")

@@ -28,11 +28,15 @@ from passerby_client.commands.common import (
     print_receipt,
     print_table,
     time_span,
+    timed,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from passerby.v1.resources_pb2 import Tracklet
     from passerby.v1.tracklet_service_pb2 import IdentityChange
+    from rich.table import Table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,8 +56,10 @@ def list_(
     exclude_camera: Annotated[list[str] | None, typer.Option(help="Not this camera; may be repeated.")] = None,
     identity: Annotated[list[str] | None, typer.Option(help="Only this identity; may be repeated.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only with this label.")] = None,
-    after: Annotated[str | None, typer.Option(metavar="TIME", help="Seen at or after (ISO 8601).")] = None,
-    before: Annotated[str | None, typer.Option(metavar="TIME", help="Seen before.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Seen at or after (ISO 8601; local time without a zone).")
+    ] = None,
+    before: Annotated[str | None, typer.Option(metavar="TIME", help="Seen before; local time without a zone.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="At most so many; 0 for all.")] = 100,
     server: Server = DEFAULT_SERVER,
     ca_file: CaFile = None,
@@ -78,12 +84,7 @@ def list_(
     if as_json:
         print_json([plain(tracklet) for tracklet in found])
         return
-    table = new_table("tracklet", "identity", "camera", "seen", "frames", right=("frames",))
-    for tracklet in found:
-        seen = time_span(tracklet.start_time, tracklet.end_time)
-        frames = str(tracklet.frame_count)
-        table.add_row(last_part(tracklet.name), tracklet.identity_id, tracklet.camera_id, seen, frames)
-    print_table(table)
+    print_table(_table(found), _table(found, brief=True), spare=("frames",))
     if more:
         typer.echo(f"there are more than {limit}: --limit 0 lists all", err=True)
 
@@ -217,6 +218,18 @@ def erase(
         print_receipt(answer.receipt)
 
 
+def _table(tracklets: Sequence[Tracklet], *, brief: bool = False) -> Table:
+    """The tracklets; `brief` leaves out until when they were seen."""
+    starts, ends = [each.start_time for each in tracklets], [each.end_time for each in tracklets]
+    seen = timed("from", starts) if brief else timed("seen", [*starts, *ends])
+    columns = ("tracklet", "identity", "camera", seen, "frames")
+    table = new_table(*columns, right=("frames",), whole=columns)
+    for each in tracklets:
+        when = local_time(each.start_time) if brief else time_span(each.start_time, each.end_time)
+        table.add_row(last_part(each.name), each.identity_id, each.camera_id, when, str(each.frame_count))
+    return table
+
+
 def _print_change(change: IdentityChange, gallery: str, as_json: bool) -> None:
     if as_json:
         print_json(plain(change))
@@ -245,9 +258,9 @@ def _print(tracklet: Tracklet, as_json: bool) -> None:
             "tracklet": tracklet.name,
             "identity": tracklet.identity_id or "unknown",
             "camera": tracklet.camera_id,
-            "seen": time_span(tracklet.start_time, tracklet.end_time) or "at an unknown time",
+            "seen": time_span(tracklet.start_time, tracklet.end_time, zone=True) or "at an unknown time",
             "frames": str(tracklet.frame_count),
-            "stored": local_time(tracklet.create_time),
+            "stored": local_time(tracklet.create_time, zone=True),
             "labels": ", ".join(f"{key}={value}" for key, value in sorted(tracklet.labels.items())),
         }
     )

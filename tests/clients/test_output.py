@@ -1,0 +1,80 @@
+"""What the commands write: tables that fit, times with their zone, words in number."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from passerby.v1.tracklet_service_pb2 import ErasureReceipt
+from passerby_client.commands.common import local_time, print_receipt, time_span, zone_of
+
+from tests.commands import Run
+
+HALF_PAST_FIVE = "2026-11-21 14:31:00"  # 9:01 UTC in UTC+05:30
+
+
+@pytest.fixture(autouse=True)
+def india(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine five and a half hours ahead of UTC."""
+    monkeypatch.setenv("TZ", "<+0530>-5:30")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def stamp(*parts: int) -> Timestamp:
+    made = Timestamp()
+    made.FromDatetime(datetime(*parts, tzinfo=UTC))  # type: ignore[arg-type,misc]
+    return made
+
+
+def test_times_are_local_and_their_zone_is_named() -> None:
+    start, end = stamp(2026, 11, 21, 9, 1), stamp(2026, 11, 21, 9, 1, 5)
+    assert local_time(start) == HALF_PAST_FIVE
+    assert local_time(start, zone=True) == f"{HALF_PAST_FIVE} UTC+05:30"
+    assert time_span(start, end, zone=True) == f"{HALF_PAST_FIVE} - 14:31:05 UTC+05:30"
+    assert time_span(Timestamp(), Timestamp(), zone=True) == ""
+    assert zone_of([]) == "UTC+05:30"
+
+
+def test_summer_time_in_a_part_of_a_column_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    assert zone_of([stamp(2026, 1, 1), stamp(2026, 7, 1)]) == "UTC+01:00 / UTC+02:00"
+
+
+@pytest.mark.parametrize("width", [44, 60, 80, 200])
+def test_no_id_and_no_time_is_broken(run: Run, people: str, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    searched = run("search", "-g", people, "--tracklet", "ann-1", "--group", "--rerank").out
+    for table in (searched, run("tracklet", "list", "-g", people).out):
+        rows = [line for line in table.splitlines() if "ann-2" in line]
+        assert len(rows) == 1
+        assert "2026-11-21 14:32:00" in rows[0]
+        assert "(UTC+05:30)" in table
+        if width >= 60:
+            assert max(map(len, table.splitlines())) <= width
+        assert ("- 14:32:05" in rows[0]) == (width == 200 or (width == 80 and table is not searched))
+    assert run("gallery", "list").out.count(people) == 1
+
+
+def test_what_is_piped_is_whole_and_ends_without_spaces(run: Run, people: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = run("search", "-g", people, "--tracklet", "ann-1", "--group", "--rerank").out
+    assert "re-ranked" in table
+    assert f"{HALF_PAST_FIVE[:-4]}2:00 - 14:32:05" in table
+    assert all(line == line.rstrip() for line in table.splitlines())
+
+
+def test_receipts_name_the_zone(run: Run, people: str) -> None:
+    receipt = run("tracklet", "delete", f"galleries/{people}/tracklets/bob-1").out
+    assert "UTC+05:30" in receipt.splitlines()[0]
+
+
+def test_backups_in_a_receipt_have_local_times(capsys: pytest.CaptureFixture[str]) -> None:
+    print_receipt(ErasureReceipt(unreachable_copies=["backup of 2026-11-21 09:01:00 UTC in /b"]))
+    assert f"backup of {HALF_PAST_FIVE} UTC+05:30 in /b" in capsys.readouterr().out
