@@ -133,7 +133,14 @@ class Batcher:
     async def admit(
         self, snippets: int, *, patient: bool = False, deadline: float | None = None
     ) -> AsyncIterator[None]:
-        """Room for `snippets` snippets of the running call's lane, held until the block ends.
+        """Room for `snippets` snippets of the running call's lane, held until the block ends. Args and errors: as `room`."""
+        with await self.room(snippets, patient=patient, deadline=deadline):
+            yield
+
+    async def room(
+        self, snippets: int, *, patient: bool = False, deadline: float | None = None
+    ) -> contextlib.ExitStack:
+        """Room for `snippets` snippets of the running call's lane; what is closed to give it back, in any context.
 
         Args:
             patient: wait for room instead of being refused.
@@ -149,10 +156,9 @@ class Batcher:
         else:
             remaining = None if deadline is None else deadline - asyncio.get_running_loop().time()
             held = self._room.enter(snippets, lane, remaining)
-        try:
-            yield
-        finally:
-            self._room.leave(held, lane, patient=patient)
+        room = contextlib.ExitStack()
+        room.callback(self._room.leave, held, lane, patient=patient)
+        return room
 
     @contextlib.contextmanager
     def announce(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
@@ -96,9 +97,21 @@ class Run:
     """One tracklet on its way: `add` frames as they come, then `finish`. Leaving the block early drops what waits."""
 
     def __init__(
-        self, encoder: TrackletEncoder, *, field: str, deadline: float | None = None, with_masks: bool = False
+        self,
+        encoder: TrackletEncoder,
+        *,
+        field: str,
+        deadline: float | None = None,
+        with_masks: bool = False,
+        patient: bool = False,
     ) -> None:
+        """
+        Args:
+            patient: waits for room for each chunk, and holds it until the chunk is encoded: a camera that sends a frame
+                now and then must not hold a place all along. Otherwise whoever makes the run holds room for it.
+        """
         self._encoder = encoder
+        self._patient = patient
         self._field = field
         self._deadline = deadline
         self._with_masks = with_masks
@@ -119,14 +132,19 @@ class Run:
                 encoded.exception()  # nobody will ask for it any more
 
     async def add(self, frames: Sequence[resources.Frame]) -> None:
-        """Decodes frames and sends off the chunks that they complete; waits when two are on their way already."""
-        self._encoder.check_count(self.frame_count + len(frames), self._field)
-        with self._encoder.batcher.announce(), stage("decode"):
-            self._pixels.append(await self._encoder.decoder.decode(frames, self.frame_count, self._field))
-        self.frame_count += len(frames)
-        self._ready += len(frames)
-        while self._ready >= self._encoder.chunk_frames:
-            await self._send(self._encoder.chunk_frames)
+        """Decodes frames, a chunk of them at most, and sends off the chunk that they complete; waits when two are on their
+        way already."""
+        encoder = self._encoder
+        encoder.check_count(self.frame_count + len(frames), self._field)
+        completes = self._ready + len(frames) >= encoder.chunk_frames
+        # That of the whole chunk at once: whoever waits for more holds nothing but what is on its way.
+        with await self._room(encoder.chunk_frames if completes else len(frames)) as room:
+            with encoder.batcher.announce(), stage("decode"):
+                self._pixels.append(await encoder.decoder.decode(frames, self.frame_count, self._field))
+            self.frame_count += len(frames)
+            self._ready += len(frames)
+            if completes:
+                await self._send(encoder.chunk_frames, room.pop_all())
 
     async def finish(self) -> EncodedTracklet:
         """Waits for all that was added; raises as `TrackletEncoder.encode`.
@@ -135,7 +153,7 @@ class Run:
         """
         self._encoder.check_count(self.frame_count, self._field)
         if self._ready:
-            await self._send(self._ready)
+            await self._send(self._ready, await self._room(self._ready))
         while self._sent:
             await self._receive()
         if self._total is None:
@@ -145,14 +163,24 @@ class Run:
         masks = {block: np.concatenate(parts) for block, parts in self._masks.items()}
         return EncodedTracklet(descriptor, self._snippet_count, self.frame_count, masks)
 
-    async def _send(self, count: int) -> None:
-        while len(self._sent) >= CHUNKS_ON_THE_WAY:
-            await self._receive()
-        pixels = self._pixels[0] if len(self._pixels) == 1 else np.concatenate(self._pixels)
-        chunk, rest = pixels[:count], pixels[count:]
-        self._pixels, self._ready = ([rest], len(rest)) if len(rest) else ([], 0)
-        snippets = chunk[split(count, self._encoder.snippet_length)]
-        self._sent.append((count, self._encoder.batcher.submit(snippets, deadline=self._deadline)))
+    async def _room(self, frames: int) -> ExitStack:
+        if not self._patient:
+            return ExitStack()
+        return await self._encoder.batcher.room(math.ceil(frames / self._encoder.snippet_length), patient=True)
+
+    async def _send(self, count: int, room: ExitStack) -> None:
+        """Sends off the first `count` frames; closes `room` once they are encoded."""
+        with room:
+            while len(self._sent) >= CHUNKS_ON_THE_WAY:
+                await self._receive()
+            pixels = self._pixels[0] if len(self._pixels) == 1 else np.concatenate(self._pixels)
+            chunk, rest = pixels[:count], pixels[count:]
+            self._pixels, self._ready = ([rest], len(rest)) if len(rest) else ([], 0)
+            snippets = chunk[split(count, self._encoder.snippet_length)]
+            encoded = self._encoder.batcher.submit(snippets, deadline=self._deadline)
+            held = room.pop_all()
+            encoded.add_done_callback(lambda _: held.close())
+        self._sent.append((count, encoded))
 
     async def _receive(self) -> None:
         frames, future = self._sent[0]

@@ -67,11 +67,9 @@ class Ingester:
         """Stores a tracklet that comes frame by frame; memory does not grow with its length. Raises as `ingest`."""
         encoder = self._runtime.loaded.encoder
         growing = await self.begin(await _header(messages))
-        async with Run(encoder, field="frame", deadline=deadline) as run:
+        async with Run(encoder, field="frame", deadline=deadline, patient=True) as run:
             async for frames in growing.buffered(messages, encoder.chunk_frames):
-                # Not for the whole stream: a camera that sends a frame now and then must not hold a place all along.
-                async with encoder.batcher.admit(math.ceil(len(frames) / encoder.snippet_length), patient=True):
-                    await run.add(frames)
+                await run.add(frames)
             encoded = await run.finish()
         return await self.end(growing, encoded)
 

@@ -50,7 +50,9 @@ class Limits(Section):
     max_requests: int = Field(
         256, ge=1, description="Calls in progress at the same time; further ones get RESOURCE_EXHAUSTED at once."
     )
-    max_streams: int = Field(32, ge=1, description="Of these, streams (StreamTracklet, BulkIngestTracklets).")
+    max_streams: int = Field(
+        32, ge=1, description="Of these, streams (StreamTracklet, BulkIngestTracklets, StreamSearchTracklets)."
+    )
     max_requests_per_client: int = Field(
         64,
         ge=1,
@@ -191,8 +193,9 @@ class Batching(Section):
     max_queued_snippets: int = Field(
         512,
         ge=1,
-        description="Snippets that are being decoded, waiting or computing; beyond that a request gets "
-        "RESOURCE_EXHAUSTED at once. 512 snippets of 4 frames at 256 x 128 are 192 MiB.",
+        description="Snippets that are being decoded, waiting or computing; beyond that a stream waits and any other "
+        "request gets RESOURCE_EXHAUSTED at once. One client gets at most half, and so do all streams together. 512 snippets "
+        "of 4 frames at 256 x 128 are 192 MiB.",
     )
     workers: int = Field(1, ge=1, le=64, description="Batches that compute at the same time, sharing the threads.")
     bulk_share: float = Field(

@@ -13,6 +13,7 @@ from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import search_service_pb2 as search_v1
+from passerby.v1 import tracklet_service_pb2 as tracklet_v1
 from passerby_server.gallery import ledger
 from passerby_server.runtime import READ_THREADS, WRITE_THREADS
 
@@ -76,6 +77,44 @@ def test_overload_is_refused_at_once_and_passes(tmp_path: Path, monkeypatch) -> 
                 call.result().tracklet_descriptor.values, expected_descriptor(crops(8, seed)), atol=1e-5
             )
         server.model.EmbedTracklet(request(1, 9), timeout=60)
+
+
+def test_streams_together_hold_half_of_the_room_until_they_are_encoded(tmp_path: Path, monkeypatch) -> None:
+    batching = {"max_queued_snippets": 8, "max_snippets": 2}
+    with running(make_bundle(tmp_path / "bundle"), tmp_path / "data", batching=batching) as server:
+        gate, submitted = threading.Event(), []
+        loaded = server.server.runtime.loaded
+        backend, batcher = type(loaded.backend), loaded.encoder.batcher
+        encode, submit = backend.encode, batcher.submit
+
+        def held(self, snippets):
+            assert gate.wait(30)
+            return encode(self, snippets)
+
+        def counted(snippets, **options):
+            submitted.append(len(snippets))
+            return submit(snippets, **options)
+
+        monkeypatch.setattr(backend, "encode", held)
+        monkeypatch.setattr(batcher, "submit", counted)
+        gallery = server.new_gallery()
+
+        def messages():
+            header = tracklet_v1.StreamTrackletRequest.Header(parent=gallery)
+            header.tracklet.camera_id = "1"
+            yield tracklet_v1.StreamTrackletRequest(header=header)
+            yield from (tracklet_v1.StreamTrackletRequest(frame=raw(crop)) for crop in crops(25))
+
+        calls = [server.tracklets.StreamTracklet.future(messages(), timeout=60) for _ in range(4)]
+        until = time.monotonic() + 20
+        while sum(submitted) < 4 and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert sum(submitted) == server.on_loop(lambda: batcher.admitted) == 4
+        gate.set()
+        assert {call.result().tracklet.frame_count for call in calls} == {25}
+        assert sum(submitted) == 4 * 7
+        assert server.on_loop(lambda: batcher.admitted) == 0
 
 
 def test_a_call_that_would_come_too_late_is_refused_at_once(tmp_path: Path, monkeypatch) -> None:

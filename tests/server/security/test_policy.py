@@ -8,6 +8,7 @@ from google.protobuf.message_factory import GetMessageClass
 from passerby.errors import InvalidArgumentError
 from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
+from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import search_service_pb2 as search_v1
 from passerby.v1 import tracklet_service_pb2 as tracklet_v1
 from passerby_server.security import policy
@@ -101,7 +102,7 @@ def test_the_gallery_of_a_request() -> None:
 
 
 def test_which_galleries_take_whose_place() -> None:
-    create = gallery_v1.CreateGalleryRequest(gallery_id="b", gallery={"follows": "galleries/a"})
+    create = gallery_v1.CreateGalleryRequest(gallery_id="b", gallery=resources.Gallery(follows="galleries/a"))
     assert policy.details(RULES["GalleryService/CreateGallery"], create) == {"follows": "a"}
     replace = gallery_v1.ReplaceGalleryRequest(
         name="galleries/a", replacement="galleries/b", retired_gallery_id="a-before"
