@@ -6,7 +6,8 @@ A slow reader of answers holds the whole stream back: a task keeps its place unt
 is owed nothing and sends nothing for `limits.stream_idle_seconds` is taken for gone, and so is one that takes no answer
 for as long (`interceptors.py`).
 
-All streams together hold `limits.max_bulk_bytes` of tracklets, and each of them one more message that it has read.
+All streams together hold `limits.max_bulk_bytes` of tracklets that are not stored yet, and each of them one more message
+that it has read.
 """
 
 from __future__ import annotations
@@ -131,10 +132,11 @@ class BulkIngest:
             async with contextlib.aclosing(self._until_draining(requests)) as messages:
                 async for message in messages:
                     await self._places.acquire()
-                    held = await self._budget.take(message.ByteSize())
-                    task = asyncio.create_task(self._one(message))
-                    # Here and not in the task, which never runs when it is cancelled at once.
-                    task.add_done_callback(lambda _, held=held: self._budget.give(held))  # type: ignore[misc]
+                    held = contextlib.ExitStack()
+                    held.callback(self._budget.give, await self._budget.take(message.ByteSize()))
+                    task = asyncio.create_task(self._one(message, held))
+                    # Also here: a task that is cancelled at once never runs.
+                    task.add_done_callback(lambda _, held=held: held.close())  # type: ignore[misc]
                     for tasks in (self._working, self._tasks):
                         tasks.add(task)
                         task.add_done_callback(tasks.discard)
@@ -176,9 +178,13 @@ class BulkIngest:
                 raise stream_idle(self._idle_seconds)
             await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _one(self, message: v1.BulkIngestTrackletsRequest) -> None:
+    async def _one(self, message: v1.BulkIngestTrackletsRequest, held: contextlib.ExitStack) -> None:
+        """Puts the answer to `message`; closes `held` once the message is not needed any more."""
         try:
-            await self._answers.put(await self._answer(message))
+            answer = await self._answer(message)
+            del message
+            held.close()  # whoever does not take its answers keeps no bytes from the others
+            await self._answers.put(answer)
         finally:
             self._places.release()
             self._active = asyncio.get_running_loop().time()

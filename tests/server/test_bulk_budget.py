@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 
 from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import tracklet_service_pb2 as tracklet_v1
-from passerby_server.bulk import ByteBudget
+from passerby_server import lanes
+from passerby_server.bulk import BulkIngest, ByteBudget
+from passerby_server.ingest import Ingester
+from passerby_server.runtime import Runtime
+from passerby_server.sections import Limits
+from passerby_server.security.permit import OPEN, entered
 
 from tests.encoders import make_bundle
 from tests.server.live import running
@@ -63,18 +70,50 @@ def test_a_bulk_stream_larger_than_the_budget_comes_through(tmp_path: Path) -> N
     limits = {"max_bulk_bytes": MIB}
     with running(make_bundle(tmp_path / "bundle"), tmp_path / "data", limits=limits) as server:
         gallery = server.new_gallery()
-        frames = resources.FrameSequence(frames=[raw(image) for image in crops(4, height=256, width=128)])
-        requests = [
-            tracklet_v1.BulkIngestTrackletsRequest(
-                request=tracklet_v1.IngestTrackletRequest(
-                    parent=gallery,
-                    tracklet=resources.Tracklet(camera_id="1"),
-                    frames=frames,
-                    request_id=str(uuid.uuid4()),
-                )
-            )
-            for _ in range(40)
-        ]
+        requests = _requests(gallery, 40)
         answers = list(server.tracklets.BulkIngestTracklets(iter(requests), timeout=60))
         assert {answer.request_id for answer in answers} == {request.request.request_id for request in requests}
         assert all(answer.WhichOneof("result") == "tracklet" for answer in answers)
+
+
+def test_answers_that_nobody_takes_hold_no_bytes(tmp_path: Path) -> None:
+    async def main(runtime: Runtime, gallery: str) -> None:
+        budget, going_on = ByteBudget(MIB), asyncio.Event()
+
+        async def messages() -> AsyncIterator[tracklet_v1.BulkIngestTrackletsRequest]:
+            for request in _requests(gallery, 4):
+                yield request
+            await going_on.wait()
+
+        limits = Limits(max_bulk_in_flight=4)
+        async with BulkIngest(Ingester(runtime), limits, budget=budget, draining=asyncio.Event()) as bulk:
+            answers = bulk.answers(messages())
+            first = await anext(answers)
+            async with asyncio.timeout(20):  # the other three are stored, their answers are not taken
+                while budget.left < MIB:
+                    await asyncio.sleep(0.01)
+            assert len(bulk._working) > 1
+            going_on.set()
+            assert len({first.request_id, *[answer.request_id async for answer in answers]}) == 4
+        assert budget.left == MIB
+
+    with running(make_bundle(tmp_path / "bundle"), tmp_path / "data") as server:
+        gallery = server.new_gallery()
+        server.on_loop(lambda: _permitted(main(server.server.runtime, gallery)))
+
+
+async def _permitted(call: Coroutine[Any, Any, None]) -> None:
+    with entered(OPEN), lanes.entered(lanes.Lane("client", bulk=True)):
+        await call
+
+
+def _requests(gallery: str, count: int) -> list[tracklet_v1.BulkIngestTrackletsRequest]:
+    frames = resources.FrameSequence(frames=[raw(image) for image in crops(4, height=256, width=128)])
+    requests = [tracklet_v1.BulkIngestTrackletsRequest() for _ in range(count)]
+    for message in requests:
+        tracklet = resources.Tracklet(camera_id="1")
+        request = tracklet_v1.IngestTrackletRequest(
+            parent=gallery, tracklet=tracklet, frames=frames, request_id=str(uuid.uuid4())
+        )
+        message.request.CopyFrom(request)
+    return requests
