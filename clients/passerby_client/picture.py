@@ -32,6 +32,7 @@ _VERDICT_WORDS: Mapping[Verdict, str] = {
     "other": "another identity",
     "unknown": "identity unknown",
 }
+_UNKNOWN_QUERY = "the query's identity is not known"
 _PAPER: Colour = (250, 250, 248)
 _INK: Colour = (28, 32, 38)
 _FAINT: Colour = (104, 110, 120)
@@ -43,9 +44,10 @@ IMAGE_WIDTH, IMAGE_HEIGHT = 160, 320
 FRAME = 5
 GAP = 20
 MARGIN = 32
-CAPTION_HEIGHT = 66
+CAPTION_LINES = 6
+CAPTION_HEIGHT = 6 + 20 * CAPTION_LINES
 RANK_HEIGHT = 34
-HEADER_HEIGHT = 84
+HEADER_HEIGHT = 106
 FOOTER_HEIGHT = 48
 HITS_PER_ROW = 6
 QUERY_FRAMES = 2
@@ -67,7 +69,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A ranked hit: its picture, its distance as text, whether it is right, and up to three lines about it."""
+    """A ranked hit: its picture, its distance as text, whether it is right, and lines about it (see `draw`)."""
 
     shot: Shot
     rank: int
@@ -77,14 +79,23 @@ class Hit:
 
 
 def draw(
-    query: Sequence[Shot], hits: Sequence[Hit], *, title: str, subtitle: str, caption: Sequence[str] = ()
+    query: Sequence[Shot],
+    hits: Sequence[Hit],
+    *,
+    title: str,
+    subtitle: str,
+    searched: str = "",
+    caption: Sequence[str] = (),
+    query_known: bool = True,
 ) -> Image.Image:
     """The whole picture.
 
     Args:
         query: the query's frames; at most two, evenly spaced, are shown.
         hits: best first, six in a row.
-        title, subtitle: above everything. caption: up to three lines below the query.
+        title, searched, subtitle: above everything: what it shows, how was searched, in which measure.
+        caption: lines below the query. A caption's last line is folded into what is left of six, others are cut.
+        query_known: whether the query's identity is known; the legend says which of the two is unknown.
 
     Raises:
         InvalidArgumentError: no query frame, or an image that cannot be read.
@@ -102,7 +113,8 @@ def draw(
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     _text(pen, (MARGIN, 20), _fit(title, _TITLE, width - 2 * MARGIN), _TITLE)
-    _text(pen, (MARGIN, 56), _fit(subtitle, _SMALL, width - 2 * MARGIN), _SMALL, _FAINT)
+    _text(pen, (MARGIN, 56), _fit(searched, _SMALL, width - 2 * MARGIN), _SMALL)
+    _text(pen, (MARGIN, 78), _fit(subtitle, _SMALL, width - 2 * MARGIN), _SMALL, _FAINT)
     line_x = hits_left - GAP - GAP // 2
     pen.line((line_x, HEADER_HEIGHT + 8, line_x, height - FOOTER_HEIGHT - GAP), fill=(205, 208, 212), width=2)
     for number, shot in enumerate(shown):
@@ -117,7 +129,7 @@ def draw(
         _draw_hit(sheet, (left, HEADER_HEIGHT + number // HITS_PER_ROW * row_height), hit, blocks)
     if not hits:
         _text(pen, (hits_left, HEADER_HEIGHT + RANK_HEIGHT), "No hits", _STRONG, _FAINT)
-    _footer(sheet, {hit.verdict for hit in hits}, heat=bool(blocks))
+    _footer(sheet, {hit.verdict for hit in hits}, query_known=query_known, heat=bool(blocks))
     return sheet
 
 
@@ -218,15 +230,17 @@ def _badge(sheet: Image.Image, centre: tuple[int, int], verdict: Verdict) -> Non
 
 def _caption(pen: ImageDraw.ImageDraw, corner: tuple[int, int], lines: Sequence[str], width: int) -> None:
     left, top = corner
-    for number, line in enumerate(lines[:3]):
+    for number, line in enumerate([*lines[:-1], *_folded("".join(lines[-1:]), _SMALL, width)][:CAPTION_LINES]):
         size, colour = (_TEXT, _INK) if number == 0 else (_SMALL, _FAINT)
         _text(pen, (left, top + 6 + number * 20), _fit(line, size, width), size, colour)
 
 
-def _footer(sheet: Image.Image, verdicts: set[Verdict], *, heat: bool) -> None:
+def _footer(sheet: Image.Image, verdicts: set[Verdict], *, query_known: bool, heat: bool) -> None:
     pen = ImageDraw.Draw(sheet)
     left, top = MARGIN, sheet.height - FOOTER_HEIGHT + 8
     for verdict, word in _VERDICT_WORDS.items():
+        if verdict == "unknown" and not query_known:
+            word = _UNKNOWN_QUERY
         if verdict in verdicts:
             pen.rectangle((left, top + 1, left + 15, top + 16), fill=VERDICT_COLOURS[verdict])
             _text(pen, (left + 23, top), word, _SMALL, _FAINT)
@@ -254,6 +268,16 @@ def _fit(text: str, size: int, width: int) -> str:
     while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
+
+
+def _folded(text: str, size: int, width: int) -> list[str]:
+    """`text` in lines of at most `width` pixels."""
+    font, lines = _font(size), [""]
+    for letter in text:
+        if font.getlength(lines[-1] + letter) > width:
+            lines.append("")
+        lines[-1] += letter
+    return lines
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

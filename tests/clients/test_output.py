@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from passerby.v1.search_service_pb2 import SearchTrackletsResponse
 from passerby.v1.tracklet_service_pb2 import ErasureReceipt
+from passerby_client.commands._result_picture import how_searched
 from passerby_client.commands.common import local_time, print_receipt, time_span, zone_of
 
 from tests.commands import Run
@@ -78,3 +81,29 @@ def test_receipts_name_the_zone(run: Run, people: str) -> None:
 def test_backups_in_a_receipt_have_local_times(capsys: pytest.CaptureFixture[str]) -> None:
     print_receipt(ErasureReceipt(unreachable_copies=["backup of 2026-11-21 09:01:00 UTC in /b"]))
     assert f"backup of {HALF_PAST_FIVE} UTC+05:30 in /b" in capsys.readouterr().out
+
+
+def test_a_picture_says_how_was_searched() -> None:
+    answer = SearchTrackletsResponse(reranked=True)
+    assert "no filter" in how_searched({}, answer)
+    told = how_searched(
+        {
+            "group_by_identity": True,
+            "rerank": True,
+            "cameras": ["c1", "c2"],
+            "labels": {"coat": "red"},
+            "end_time": datetime(2026, 11, 21, 9, 1, tzinfo=UTC),
+        },
+        answer,
+    )
+    assert told == (
+        f"one hit for each identity; re-ranked; only camera c1, c2; labels coat=red; before {HALF_PAST_FIVE}"
+    )
+    assert "not re-ranked" in how_searched({"rerank": True}, SearchTrackletsResponse())
+
+
+@pytest.mark.parametrize(("name", "problem"), [("no/x.png", "no folder"), ("x.pdfx", ".png or .jpg")])
+def test_a_picture_is_refused_before_the_search(run: Run, tmp_path: Path, name: str, problem: str) -> None:
+    arguments = ("search", "-g", "g", "--tracklet", "t", "--server", "127.0.0.1:1", "--timeout", 1)
+    done = run(*arguments, "--picture", tmp_path / name)
+    assert (done.code, done.out, problem in done.err) == (1, "", True)

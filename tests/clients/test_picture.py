@@ -9,6 +9,7 @@ import pytest
 from passerby.errors import InvalidArgumentError
 from passerby_client.commands._result_picture import judge
 from passerby_client.picture import (
+    FOOTER_HEIGHT,
     FRAME,
     HEADER_HEIGHT,
     IMAGE_HEIGHT,
@@ -128,3 +129,20 @@ def test_spread_takes_evenly_from_the_whole() -> None:
 )
 def test_judgement_needs_both_identities(query: str, found: str, verdict: str) -> None:
     assert judge(query, found) == verdict
+
+
+def test_an_unknown_query_is_told_from_unknown_hits() -> None:
+    known, unknown = (
+        draw([Shot(crop(GREY))], [hit(1, "unknown")], title="t", subtitle="s", query_known=known)
+        for known in (True, False)
+    )
+    differs = (np.asarray(known) != np.asarray(unknown)).any(axis=2).nonzero()[0]
+    assert differs.min() > known.height - FOOTER_HEIGHT  # the legend alone
+
+
+def test_a_long_tracklet_id_is_folded_not_cut() -> None:
+    def ink(*lines: str) -> int:
+        shot = Hit(Shot(crop(GREY)), 1, "0.1", "same", lines)
+        return count(draw([Shot(crop(GREY))], [shot], title="t", subtitle="s"), (104, 110, 120))
+
+    assert ink("ann", "camera 1", "WWWWW-" * 8) > 1.4 * ink("ann", "camera 1", "WWWWW-" * 3)

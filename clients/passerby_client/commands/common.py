@@ -307,6 +307,12 @@ def parse_labels(pairs: list[str]) -> dict[str, str]:
     return labels
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 tracklet`, `1,200 tracklets`, `2 galleries`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def last_part(name: str) -> str:
     """`t1` of `galleries/g/tracklets/t1`."""
     return name.rpartition("/")[2]

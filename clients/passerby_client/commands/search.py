@@ -137,6 +137,10 @@ def search(
         )
     if follow and (len(paths) != 1 or not paths[0].is_dir() or max_frames):
         raise typer.BadParameter("follows all frames of one folder: --frames FOLDER", param_hint="'--follow'")
+    if picture is not None:
+        from passerby_client.commands._result_picture import check_writable
+
+        check_writable(picture)
     name = _tracklet_name(gallery, tracklet) if tracklet is not None else None
     options: SearchOptions = {
         "top_k": top_k,
@@ -182,6 +186,7 @@ def search(
                 identity=identity_of_query,
                 camera=query_camera,
                 overlay=overlay,
+                options=options,
             )
     if as_json:
         print_json(_as_json(answer))
