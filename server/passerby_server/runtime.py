@@ -124,7 +124,8 @@ class Runtime:
 
         Raises:
             FailedPreconditionError: another reload is under way, or calls still use the model before this one
-                (RELOAD_UNDER_WAY); the folder holds another bundle than `expected_fingerprint` (OTHER_BUNDLE).
+                (RELOAD_UNDER_WAY); the folder holds another bundle than one whose fingerprint begins with
+                `expected_fingerprint` (OTHER_BUNDLE).
             UnavailableError: the server is loading or shutting down.
             PasserbyError: as `load` for the bundle and its encoder. The old model goes on serving.
         """
@@ -173,11 +174,15 @@ class Runtime:
             self.on_encoder_health(newest.encoder.batcher.healthy)
 
     def _current(self) -> Generation:
-        if self._generation is None and self.draining.is_set():
-            raise UnavailableError("the server is shutting down", reason="SHUTTING_DOWN")
         if self._generation is None:
+            self._check_going_on()
             raise UnavailableError("the server is loading its model; retry soon", reason="LOADING", retry_delay=1.0)
         return self._generation
+
+    def _check_going_on(self) -> None:
+        """Raises UnavailableError (SHUTTING_DOWN) when the server shuts down. For any thread."""
+        if self.draining.is_set():
+            raise UnavailableError("the server is shutting down", reason="SHUTTING_DOWN")
 
     async def _reload(self, expected_fingerprint: str) -> tuple[str, Loaded]:
         old, start = self._current(), time.monotonic()
@@ -208,23 +213,29 @@ class Runtime:
         return loaded
 
     async def _open_model(self, expected_fingerprint: str = "") -> tuple[Model, AsyncExitStack]:
-        """The model of the bundle's folder, warmed up, and what frees it."""
+        """The model of the bundle's folder, warmed up, and what frees it.
+
+        When the server begins to shut down meanwhile it raises UnavailableError at the next opportunity: a stopped server
+        waits for what still loads.
+        """
         config = self.config
         # Where a link leads now: were it changed in between, one bundle would be checked and another one loaded.
         folder = config.bundle.resolve() if config.bundle.exists() else config.bundle
         bundle = await asyncio.to_thread(open_bundle, folder, allow_unverified=config.allow_unverified)
-        if expected_fingerprint not in ("", bundle.fingerprint):
+        if not bundle.fingerprint.startswith(expected_fingerprint):
             raise FailedPreconditionError(
-                f"{config.bundle} holds the bundle {bundle.fingerprint[:12]}, not {expected_fingerprint[:12]}",
+                f"{config.bundle} holds the bundle {bundle.fingerprint[:12]}, not {expected_fingerprint}",
                 reason="OTHER_BUNDLE",
                 metadata={"fingerprint": bundle.fingerprint},
             )
+        self._check_going_on()
         size, manifest = bundle.manifest.input, bundle.manifest
         async with AsyncExitStack() as closing:
             sized = await asyncio.to_thread(open_sized, bundle, config)
             closing.callback(sized.stop)
             backend, max_batch = sized.backend, sized.max_batch
-            await asyncio.to_thread(warm_up, backend, (size.snippet_length, size.height, size.width, 3), max_batch)
+            shape = (size.snippet_length, size.height, size.width, 3)
+            await asyncio.to_thread(warm_up, backend, shape, max_batch, self._check_going_on)
             decoder = Decoder(size.height, size.width, config.limits, config.decode_threads or usable_cores())
             closing.callback(decoder.close)
             watched = WatchedBackend(backend, self._metrics)
@@ -284,11 +295,13 @@ def check_fingerprint(fingerprint: str, gallery: GalleryRecord, whose: str) -> N
         )
 
 
-def warm_up(backend: Backend, shape: tuple[int, ...], max_batch: int) -> None:
-    """Runs every batch size that the batcher makes, so that no caller waits for the first run."""
+def warm_up(backend: Backend, shape: tuple[int, ...], max_batch: int, check: Callable[[], None]) -> None:
+    """Runs every batch size that the batcher makes, so that no caller waits for the first run. Raises what `check`, which is
+    called before each of them, raises."""
     sizes = warm_up_sizes(max_batch)
     start = time.perf_counter()
     for size in sizes:
+        check()
         backend.encode(np.zeros((size, *shape), dtype=np.uint8))
     event(log, logging.INFO, "warmed up", batches=len(sizes), seconds=f"{time.perf_counter() - start:.2f}")
 

@@ -12,6 +12,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,12 @@ def test_only_the_bundle_that_was_meant(server: LiveServer, shelf: Shelf) -> Non
     error = refused(lambda: server.model.ReloadBundle(model_v1.ReloadBundleRequest(model_fingerprint=fingerprint)))
     assert (type(error), error.reason) == (FailedPreconditionError, "OTHER_BUNDLE")
     meant = error.metadata["fingerprint"]
+    assert meant[:12] in error.message
+    for wrong in (meant[:11], f"{meant[:12]}x", f"{meant}0"):
+        malformed = model_v1.ReloadBundleRequest(model_fingerprint=wrong)
+        assert refused(partial(server.model.ReloadBundle, malformed)).reason == "FINGERPRINT_MALFORMED"
+    answer = server.model.ReloadBundle(model_v1.ReloadBundleRequest(model_fingerprint=meant[:12]), timeout=60)
+    assert answer.model_info.model_fingerprint == meant
     answer = server.model.ReloadBundle(model_v1.ReloadBundleRequest(model_fingerprint=meant), timeout=60)
     assert answer.model_info.model_fingerprint == meant
 

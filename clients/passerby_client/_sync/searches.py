@@ -183,6 +183,7 @@ class SearchMethods(Connection):
     ) -> model_service_pb2.ReloadBundleResponse:
         """Makes the server load its bundle folder anew and switch to what is in it; for administrators.
 
+        `expected_fingerprint`: of the bundle, or its first 12 hex digits or more.
         Raises FailedPreconditionError: the folder holds another bundle than `expected_fingerprint` (OTHER_BUNDLE), a
         reload is under way (RELOAD_UNDER_WAY); or what is wrong with the bundle. The model before goes on then.
         """

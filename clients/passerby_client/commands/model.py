@@ -73,7 +73,7 @@ def reload(
     ca_file: CaFile = None,
     timeout: Timeout = DEFAULT_RELOAD_TIMEOUT,
     expect: Annotated[
-        str, typer.Option("--expect", metavar="FINGERPRINT", help="Refuse any bundle but this one.")
+        str, typer.Option("--expect", metavar="FINGERPRINT", help="Refuse any bundle but this one; 12 digits do.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:

@@ -319,8 +319,8 @@ class ReloadBundleRequest(_message.Message):
 
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     model_fingerprint: _builtins.str
-    """Fingerprint that the folder has to hold, else FAILED_PRECONDITION; empty
-    for any.
+    """Fingerprint that the folder has to hold, or its first 12 hex digits or
+    more, else FAILED_PRECONDITION; empty for any.
     """
     def __init__(
         self,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 
-from passerby.errors import FailedPreconditionError
+from passerby.errors import FailedPreconditionError, InvalidArgumentError
 from passerby.v1 import model_service_pb2 as v1
 from passerby.v1 import model_service_pb2_grpc as v1_grpc
 from passerby.v1 import resources_pb2 as resources
@@ -23,6 +24,7 @@ BACKENDS: Mapping[BackendName, v1.Backend.ValueType] = {
     "onnxruntime-tensorrt": v1.BACKEND_ONNXRUNTIME,
     "tensorrt": v1.BACKEND_TENSORRT,
 }
+_FINGERPRINT = re.compile("([0-9a-f]{12,64})?")
 
 
 class ModelService(v1_grpc.ModelServiceServicer):
@@ -70,6 +72,12 @@ class ModelService(v1_grpc.ModelServiceServicer):
     async def ReloadBundle(  # noqa: N802
         self, request: v1.ReloadBundleRequest, context: Context
     ) -> v1.ReloadBundleResponse:
+        if not _FINGERPRINT.fullmatch(request.model_fingerprint):
+            raise InvalidArgumentError(
+                f"model_fingerprint {request.model_fingerprint[:80]!r} is no fingerprint: its 64 hex digits, or the first 12 "
+                "or more of them",
+                reason="FINGERPRINT_MALFORMED",
+            )
         before, loaded = await self._runtime.reload(request.model_fingerprint)
         return v1.ReloadBundleResponse(model_info=_info(loaded), previous_fingerprint=before)
 
