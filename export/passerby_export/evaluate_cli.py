@@ -87,7 +87,12 @@ def evaluate_command(
         str, typer.Option(help="Of a bundle with several number formats: auto, or one such as fp32, bf16, int8.")
     ] = "auto",
     ca_file: Annotated[
-        Path | None, typer.Option(metavar="PEM", help="Connect to the server with TLS and trust these certificates.")
+        Path | None,
+        typer.Option(
+            envvar="PASSERBY_CA_FILE",
+            metavar="PEM",
+            help="Connect to the server with TLS and trust these certificates.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON for machines instead of tables.")] = False,
 ) -> None:

@@ -112,6 +112,8 @@ def test_the_command_takes_files_and_the_environment(
     assert "the call says not who makes it" in done.err
     monkeypatch.setenv("PASSERBY_TOKEN", secured.admin)
     assert run("gallery", "create", "desk-1").code == 0
+    # The server was reached, and knew the caller: what is missing is the data.
+    assert "no-data" in run("evaluate", secured.address, "--data", tmp_path / "no-data").err
     token = tmp_path / "token"
     token.write_text(f"{secured.admin}\n")
     monkeypatch.setenv("PASSERBY_TOKEN_FILE", str(token))
