@@ -157,10 +157,13 @@ def restore(folder: Path, data: Path, *, force: bool = False) -> int:
         discard(scratch)  # of an attempt that was killed
         fresh = scratch / DATABASE_NAME
         version = _verified_copy(folder / DATABASE_NAME, fresh, backup)
+        if version < len(schema.MIGRATIONS):
+            Store(scratch).close()
+            sync(fresh)
         erased = _erased_identities(data / DATABASE_NAME, fresh)
-        if erased or version < len(schema.MIGRATIONS):
+        if erased:
             keep_temporary_files(data)
-            _bring_up_to_date(scratch, erased)
+            _erase_again(scratch, erased)
         # The old log first: SQLite would apply it to the new file.
         for suffix in ("-wal", "-shm", "-journal"):
             (data / f"{DATABASE_NAME}{suffix}").unlink(missing_ok=True)
@@ -306,16 +309,19 @@ class _Scratch(Erasing):
         self._store.close()
 
 
-def _bring_up_to_date(folder: Path, erased: list[tuple[str, str]]) -> None:
-    """Migrates the store in `folder` and erases identities from it; it is one durable file afterwards."""
+def _erase_again(folder: Path, found: list[tuple[str, str]]) -> None:
+    """Erases identities from the store in `folder`, which is one durable file afterwards."""
     with contextlib.closing(_Scratch(folder)) as scratch:
-        if erased:
-            scratch.erase_again(erased)
+        scratch.erase_again(found)
     sync(folder / DATABASE_NAME)
 
 
 def _erased_identities(old: Path, fresh: Path) -> list[tuple[str, str]]:
-    """Gallery and identity of those in `fresh` that were erased from `old`, where that can be read; not of damaged ones."""
+    """Gallery and identity of those in `fresh` that were erased from `old`, where that can be read; not of damaged ones.
+
+    What a gallery alone holds that follows another was erased if it was erased from the other, whose place it may have
+    taken since: then the other is named, and the erasure reaches it from there.
+    """
     if not old.is_file():
         return []
     try:
@@ -330,10 +336,15 @@ def _erased_identities(old: Path, fresh: Path) -> list[tuple[str, str]]:
     erased = {(gallery_id, json.loads(detail)["identity"]) for gallery_id, detail in told if detail}
     with _opened(fresh) as connection:
         named = connection.execute(
-            "SELECT DISTINCT gallery_id, identity_id FROM tracklets JOIN galleries USING (gallery_key) "
-            "WHERE identity_id <> ''"
+            "SELECT DISTINCT coalesce(followed.gallery_id, ''), own.gallery_id, identity_id FROM tracklets "
+            "JOIN galleries AS own USING (gallery_key) LEFT JOIN galleries AS followed "
+            "ON followed.gallery_key = own.follows WHERE identity_id <> ''"
         ).fetchall()
-    return [(g, name) for g, name in named if (g, ledger.pseudonym(key, "identity", "", name)) in erased]
+    found: dict[tuple[str, str], None] = {}
+    for followed, own, name in named:
+        digest = ledger.pseudonym(key, "identity", "", name)
+        found |= dict.fromkeys([(one, name) for one in (followed, own) if (one, digest) in erased][:1])
+    return list(found)
 
 
 def _hash(path: Path) -> tuple[int, str]:

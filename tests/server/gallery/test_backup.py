@@ -24,7 +24,7 @@ from passerby_server.gallery import rows, schema
 from passerby_server.gallery.backup import MANIFEST_NAME, back_up, check, read_backup, restore
 from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.store import DATABASE_NAME, LOCK_NAME
-from passerby_server.gallery.types import RetentionRule, TrackletFilter
+from passerby_server.gallery.types import GalleryOptions, RetentionRule, TrackletFilter
 
 from tests.server.gallery.filling import SPACE, ask, ids, put, reason
 
@@ -157,6 +157,22 @@ def test_who_was_erased_since_the_backup_does_not_come_back(opened, folder, tmp_
     again = open_galleries(folder)
     assert _listed(again) == [f"t{number}" for number in range(0, 20, 2)]  # t0 was deleted, its person was not erased
     assert again.get_retention("g") == (RetentionRule("c9", timedelta(days=1)),)
+    again.close()
+
+
+def test_who_was_erased_after_a_switch_does_not_come_back_from_before_it(opened, folder, tmp_path):
+    """The backup has somebody in the gallery that is to take the place, and nowhere else."""
+    opened.create_gallery("next", "", SPACE, options=GalleryOptions(follows="g"))
+    for name, identity in (("new", "ann"), ("other", "bob")):
+        put(opened, name, [9, 9, 9, 9], gallery_id="next", identity_id=identity)
+    back_up(folder, tmp_path / "backup")
+    opened.replace_gallery("g", "next", "before", allow_missing=True)
+    opened.erase_identity("g", "ann", force=True)
+    opened.close()
+    assert restore(tmp_path / "backup", folder, force=True) == 1
+    again = open_galleries(folder)
+    assert [item.tracklet_id for item in again.list_tracklets("next", TrackletFilter(), 9).items] == ["other"]
+    assert len(_listed(again)) == 20
     again.close()
 
 
