@@ -281,6 +281,9 @@ class Batcher:
             try:
                 await tried.run(partial(self._backend.encode, probe), self._watchdog)
                 thread = tried
+            except asyncio.CancelledError:
+                tried.left_behind = True  # most likely it hangs as the one before: not to be waited for
+                raise
             except HungError:
                 log.error("the encoder still hangs; %d threads are left behind", self.left_behind)  # noqa: TRY400
             except Exception:

@@ -405,6 +405,26 @@ def test_stopping_does_not_wait_for_a_batch_that_hangs(monkeypatch: pytest.Monke
     backend.gate.set()
 
 
+def test_stopping_does_not_wait_for_a_hanging_encoder_that_is_tried_again() -> None:
+    backend = Adder()
+    joined: list[float] = []
+
+    async def main() -> None:
+        async with Batcher(backend, max_batch=1, watchdog=0.05) as batcher:
+            first = await blocked(backend, batcher)
+            with pytest.raises(InternalError):
+                await first
+            batcher._watchdog = 60.0  # from the next try on
+            while len(batcher._threads) < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            for thread in batcher._threads:
+                thread.join = joined.append  # type: ignore[method-assign]
+
+    asyncio.run(main())
+    assert joined == [0.0] * 3
+    backend.gate.set()
+
+
 def test_several_workers_compute_side_by_side() -> None:
     async def test(backend: Adder, batcher: Batcher) -> None:
         values = list(range(60))

@@ -334,6 +334,32 @@ def test_a_server_that_stops_while_it_reloads_leaves_nothing_behind(
     assert new() is None, "a model that never served is still in memory"
 
 
+def test_a_server_that_stops_does_not_wait_for_a_whole_warm_up(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    inside = threading.Event()
+    with running(shelf.link, tmp_path / "data", drain_seconds=0.2) as server:
+        kind, draining = type(server.server.runtime.loaded.backend), server.server.runtime.draining
+        encode = kind.encode
+
+        def slowly(self: Any, snippets: Any) -> Any:
+            sizes.append(len(snippets))
+            inside.set()
+            deadline = time.monotonic() + 20
+            while not draining.is_set():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            return encode(self, snippets)
+
+        monkeypatch.setattr(kind, "encode", slowly)
+        call = server.model.ReloadBundle.future(RELOAD, timeout=60)
+        assert inside.wait(10)
+        server.on_loop(server.server.stop)
+        assert type(refused(call.result)) in (UnavailableError, CancelledError)
+    assert sizes == [1]
+
+
 def test_streams_across_a_switch(server: LiveServer, shelf: Shelf) -> None:
     gallery = server.new_gallery()
     box: queue.Queue[tracklet_v1.BulkIngestTrackletsRequest | None] = queue.Queue()
