@@ -15,7 +15,8 @@ from passerby_client.commands.common import (
     CaFile,
     Server,
     Timeout,
-    connect,
+    connected,
+    last_part,
     parse_time,
     print_json,
 )
@@ -110,7 +111,9 @@ def index(
         )
         dataset, total = _video(path, tracks, camera, start, fps, limit)
     latest: list[IndexReport] = []
-    with connect(server, ca_file, timeout, retry=RetryPolicy(attempts=ATTEMPTS)) as client:
+    retry = RetryPolicy(attempts=ATTEMPTS)
+    made = f"with --create or `passerby gallery create {last_part(gallery)}`"
+    with connected(server, ca_file, timeout, retry=retry, create=made) as client:
         if create:
             _create(client, gallery)
         try:

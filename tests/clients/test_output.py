@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from passerby.v1.search_service_pb2 import SearchTrackletsResponse
 from passerby.v1.tracklet_service_pb2 import ErasureReceipt
 from passerby_client.commands._result_picture import how_searched
+from passerby_client.commands._wording import in_flags
 from passerby_client.commands.common import local_time, print_receipt, time_span, zone_of
 
 from tests.commands import Run
@@ -107,3 +108,49 @@ def test_a_picture_is_refused_before_the_search(run: Run, tmp_path: Path, name: 
     arguments = ("search", "-g", "g", "--tracklet", "t", "--server", "127.0.0.1:1", "--timeout", 1)
     done = run(*arguments, "--picture", tmp_path / name)
     assert (done.code, done.out, problem in done.err) == (1, "", True)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("query_camera_id: is required with exclude_query_camera", "--query-camera: is required with --exclude-query-camera"),
+        ("filter.end_time: is not after filter.start_time", "--before: is not after --after"),
+        ("header.search.travel_windows[0].max_time: needs it", "--travel: needs it"),
+        ("travel_windows: need query_start_time and query_end_time, or", "--travel: need --query-time, or"),
+        ("gallery.false_match_rate: is 2", "--false-match-rate: is 2"),
+        ("frames.frames[1]: is no image", "b.png: is no image"),
+        ("limits.max_top_k is 5", "limits.max_top_k is 5"),
+    ],
+)  # fmt: skip
+def test_fields_of_the_api_are_said_as_options(message: str, said: str) -> None:
+    assert in_flags(message, [Path("a.png"), Path("b.png")]) == said
+
+
+def test_a_frame_that_is_no_image_is_named_by_its_file(run: Run, people: str, tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"no image")
+    assert f"passerby: {tmp_path / '0.png'}: " in run("search", "-g", people, "--frames", tmp_path).err
+
+
+def test_a_gallery_that_is_missing_is_told_from_near_ones(run: Run, people: str) -> None:
+    for command in ("gallery show TYPO", "gallery delete TYPO", "search -g TYPO --tracklet t", "tracklet list -g TYPO"):
+        done = run(*command.replace("TYPO", people + "x").split())
+        assert done.code == 1
+        assert f'there is no gallery "{people}x"; there is {people}' in done.err
+    assert "`passerby gallery list`" in run("gallery", "show", "zz").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--server", "localhost"), "'localhost': HOST:PORT is needed"),
+        (("--server", "http://localhost:50051"), "HOST:PORT is needed, without http://"),
+        (("--rerank-option", "k9=5"), "'k9' is none of k1, k2"),
+        (("--rerank-option", "k1=abc"), "k1=abc is no whole number"),
+        (("--rerank-option", "time_budget=soon"), "time_budget=soon is no time such as 0.5s"),
+        (("--query-time", "2026-11-21T10:00Z..2026-11-21T09:00Z"), "ends before it starts"),
+    ],
+)
+def test_wrong_options_are_said_in_own_words(run: Run, arguments: tuple[str, str], problem: str) -> None:
+    done = run("search", "-g", "g", "--tracklet", "t", *arguments)
+    assert done.code == 2
+    assert problem in " ".join(done.err.replace("\u2502", " ").split())

@@ -164,8 +164,8 @@ def test_a_query_time_needs_a_zone(client: Client) -> None:
         ("--travel c2", "is not CAMERA=MIN..MAX"),
         ("--travel c2=1s..2s --travel c2=2s..3s", "two travel windows"),
         ("--travel c2=1..2", "is not a time such as"),
-        ("--rerank-option k3=1", "no field named"),
-        ("--rerank-option k1=many", "the options are k1, k2"),
+        ("--rerank-option k3=1", "is none of k1, k2"),
+        ("--rerank-option k1=many", "k1=many is no whole number"),
         ("--query-time noon", "is not a time"),
     ],
 )

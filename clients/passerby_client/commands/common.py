@@ -6,7 +6,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -54,11 +55,49 @@ def connect(
 ) -> Client:
     """A client for `server`, with what the environment says of this caller: a token, a client certificate.
 
-    Raises NotFoundError when a file cannot be read, InvalidArgumentError when the variables contradict each other.
+    Raises NotFoundError when a file cannot be read, InvalidArgumentError when the variables contradict each other,
+    typer.BadParameter when `server` has no port.
     """
     from passerby_client import Client
 
+    if not re.search(r":\d+$", server) and not re.match(r"(unix|unix-abstract|vsock|dns|ipv4|ipv6|xds):", server):
+        raise typer.BadParameter(
+            f"{server!r}: HOST:PORT is needed, for example localhost:50051", param_hint="'--server'"
+        )
+    if "://" in server and not server.startswith(("unix://", "dns://", "xds://")):
+        raise typer.BadParameter(
+            f"{server!r}: HOST:PORT is needed, without {server.partition('//')[0]}//", param_hint="'--server'"
+        )
     return Client(server, timeout=timeout, credentials=_credentials(ca_file), token=_token(os.environ), retry=retry)
+
+
+@contextmanager
+def connected(
+    server: str,
+    ca_file: Path | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+    *,
+    frames: Sequence[Path] = (),
+    create: str = "",
+    retry: RetryPolicy | None = None,
+) -> Iterator[Client]:
+    """As `connect`; what a call raises is said in the words of the command line.
+
+    `frames` are the files that a request's frames come from, `create` says how a gallery that is missing is made.
+    """
+    from passerby.errors import PasserbyError
+
+    from passerby_client.commands._wording import in_flags, no_gallery
+
+    with connect(server, ca_file, timeout, retry=retry) as client:
+        try:
+            yield client
+        except PasserbyError as error:
+            absent = error.reason == "GALLERY_NOT_FOUND"
+            said = no_gallery(client, error.message, create) if absent else in_flags(error.message, frames)
+            if said == error.message:
+                raise
+            raise type(error)(said, reason=error.reason, metadata=error.metadata) from None
 
 
 def _credentials(ca_file: Path | None) -> ChannelCredentials | None:
@@ -268,6 +307,8 @@ def parse_span(text: str | None) -> tuple[datetime, datetime] | None:
     start, end = parse_time(first), parse_time(last or first)
     if start is None or end is None:  # neither is None, of a text
         return None
+    if end < start:
+        raise typer.BadParameter(f"{text!r} ends before it starts", param_hint="'--query-time'")
     return start, end
 
 

@@ -16,7 +16,7 @@ from passerby_client.commands.common import (
     CaFile,
     Server,
     Timeout,
-    connect,
+    connected,
     last_part,
     local_time,
     new_table,
@@ -72,7 +72,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a gallery, bound to the model that the server runs."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         created = client.create_gallery(
             gallery,
             display_name=display_name,
@@ -99,7 +99,7 @@ def update(
     as_json: AsJson = False,
 ) -> None:
     """Change what a gallery is called, its kind of index, or its false-match rate."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         changed = client.update_gallery(
             gallery, display_name=display_name, index_kind=index, false_match_rate=false_match_rate
         )
@@ -120,7 +120,7 @@ def replace(
     as_json: AsJson = False,
 ) -> None:
     """Put a gallery that follows another in its place; also to take a reindex back."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         done = client.replace_gallery(gallery, replacement, keep_as=keep_as, allow_missing=allow_missing)
     if as_json:
         print_json(plain(done))
@@ -138,7 +138,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List the galleries by name."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         galleries = list(client.list_galleries())
     if as_json:
         print_json([plain(gallery) for gallery in galleries])
@@ -160,7 +160,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one gallery."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         found = client.get_gallery(gallery)
     _print(found, as_json)
 
@@ -175,7 +175,7 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a gallery, and say what was rewritten; one that holds tracklets only with --force."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         answer = client.delete_gallery(gallery, force=force)
     if as_json:
         print_json(plain(answer))
@@ -193,7 +193,7 @@ def stats(
     as_json: AsJson = False,
 ) -> None:
     """Count what a gallery holds."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         counts = client.gallery_stats(gallery)
     if as_json:
         print_json(plain(counts))
@@ -231,7 +231,7 @@ def retention(
         rules[""] = parse_duration(keep)
     if forever and rules:
         raise typer.BadParameter("goes with neither --keep nor --camera", param_hint="--forever")
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         stored = client.set_retention(gallery, rules) if rules or forever else client.get_retention(gallery)
     if as_json:
         print_json({name: time.total_seconds() for name, time in stored.items()})
@@ -253,7 +253,7 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """List the recorded changes of a gallery, also of a deleted one."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         entries = list(client.audit(gallery, identity=identity, tracklet_id=tracklet))
     if as_json:
         print_json([plain(entry) for entry in entries])

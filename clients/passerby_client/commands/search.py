@@ -14,7 +14,7 @@ from passerby_client.commands.common import (
     CaFile,
     Server,
     Timeout,
-    connect,
+    connected,
     last_part,
     local_time,
     new_table,
@@ -160,7 +160,7 @@ def search(
         "thumbnails": picture is not None,
     }
     files = [] if follow else _evenly(_images(paths), max_frames)
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout, frames=files) as client:
         if follow:
             from passerby_client.commands import _following
 
@@ -228,14 +228,24 @@ def _rerank(wanted: bool, options: list[str]) -> bool | RerankOptions:
     """Re-ranking with options by their names in the API. Raises typer.BadParameter."""
     if not options:
         return wanted
-    from google.protobuf.json_format import ParseDict, ParseError
     from passerby.v1.search_service_pb2 import RerankOptions
 
-    try:
-        return ParseDict(parse_labels(options), RerankOptions())
-    except ParseError as error:
-        names = ", ".join(field.name for field in RerankOptions.DESCRIPTOR.fields)
-        raise typer.BadParameter(f"{error}; the options are {names}", param_hint="'--rerank-option'") from None
+    made = RerankOptions()
+    for name, value in parse_labels(options).items():
+        try:
+            if name in ("k1", "k2", "shortlist_size"):
+                setattr(made, name, int(value))
+            elif name == "original_weight":
+                made.original_weight = float(value)
+            elif name == "time_budget":
+                made.time_budget.FromJsonString(value)
+            else:
+                names = ", ".join(field.name for field in RerankOptions.DESCRIPTOR.fields)
+                raise typer.BadParameter(f"{name!r} is none of {names}", param_hint="'--rerank-option'")
+        except ValueError:
+            kind = {"original_weight": "number", "time_budget": "time such as 0.5s"}.get(name, "whole number")
+            raise typer.BadParameter(f"{name}={value} is no {kind}", param_hint="'--rerank-option'") from None
+    return made
 
 
 def _images(paths: Sequence[Path]) -> list[Path]:

@@ -16,7 +16,7 @@ from passerby_client.commands.common import (
     CaFile,
     Server,
     Timeout,
-    connect,
+    connected,
     last_part,
     local_time,
     new_table,
@@ -67,7 +67,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List tracklets in the order in which they were stored."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         tracklets = client.list_tracklets(
             gallery,
             cameras=camera or (),
@@ -102,7 +102,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one tracklet."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         answer = client.get_tracklet(tracklet, thumbnail=thumbnail is not None, descriptor=descriptor is not None)
     if thumbnail is not None:
         _save(thumbnail, answer.thumbnail, "thumbnail")
@@ -120,7 +120,7 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete one tracklet, and say what was rewritten."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         receipt = client.delete_tracklet(tracklet)
     if as_json:
         print_json({"deleted": tracklet, "receipt": plain(receipt)})
@@ -138,7 +138,7 @@ def assign(
     as_json: AsJson = False,
 ) -> None:
     """Say whom a tracklet shows."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         stored = client.assign_identity(tracklet, identity)
     _print(stored, as_json)
 
@@ -154,7 +154,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Say that several identities are one person."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         change = client.merge_identities(gallery, identity, others)
     _print_change(change, gallery, as_json)
 
@@ -171,7 +171,7 @@ def split(
     as_json: AsJson = False,
 ) -> None:
     """Say that some tracklets of an identity show somebody else."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         change = client.split_identity(gallery, identity, tracklets, into)
     _print_change(change, gallery, as_json)
 
@@ -186,7 +186,7 @@ def undo(
     as_json: AsJson = False,
 ) -> None:
     """Take a correction of identities back."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         undone = client.undo_identity_change(gallery, change)
     if as_json:
         print_json(plain(undone))
@@ -207,7 +207,7 @@ def erase(
     as_json: AsJson = False,
 ) -> None:
     """Erase every tracklet of an identity, also on disk, and say what was rewritten."""
-    with connect(server, ca_file, timeout) as client:
+    with connected(server, ca_file, timeout) as client:
         answer = client.erase_identity(gallery, identity, force=force)
     if as_json:
         print_json(plain(answer))
