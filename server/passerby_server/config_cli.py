@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 200
 """A table that is piped has no terminal to measure."""
+LEAST_DESCRIPTION = 40
+"""Characters; where fewer are left, the table has no column of what settings mean."""
+GAP = 2
+"""Characters between columns."""
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Show and check the server's settings."
@@ -69,8 +73,8 @@ def show(
 
 @app.command()
 def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file with settings.")]) -> None:
-    """Exit with 0 when every setting in FILE is one that the server knows, with a value that it takes; else with 1 and
-    the name of the first that is not."""
+    """Exit with 0 when every setting in FILE is one that the server knows, with a value that it takes, and the files that
+    they name can be read; else with 1 and the names of those that are wrong."""
     from passerby.errors import InvalidArgumentError
 
     from passerby_server import settings
@@ -85,20 +89,33 @@ def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file w
 
 def _print_table(found: Sequence[Given]) -> None:
     import sys
+    from itertools import accumulate
 
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    headings = ("setting", "value", "source", "default", "unit", "what")
+    rows = [
+        (one.setting.key, _text(one.value), one.source, _text(one.setting.default), one.setting.unit) for one in found
+    ]
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    console = Console(file=sys.stdout, width=width)
+    # Keys and values stay whole, to be read, searched and copied: what does not fit beside them is left out.
+    taken = [0, *accumulate(max(map(len, column)) + GAP for column in zip(headings[:-1], *rows, strict=True))]
+    shown = 6 if console.width - taken[5] >= LEAST_DESCRIPTION else 5 if console.width >= taken[5] - GAP else 3
+    if shown == 3 and console.width < taken[3]:
+        console = Console(file=sys.stdout, width=taken[3])  # the terminal wraps these lines itself
     table = Table(box=None, pad_edge=False)
-    for heading in ("setting", "value", "source", "default", "unit", "what"):
-        table.add_column(heading, overflow="fold")
-    for one in found:
-        changed = "bold" if one.source != "default" else ""
-        cells = (_text(one.value), one.source, _text(one.setting.default), one.setting.unit, one.setting.description)
-        table.add_row(one.setting.key, *map(Text, cells), style=changed)
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+    for heading in headings[:shown]:
+        table.add_column(heading, overflow="fold", no_wrap=heading != "what")
+    for one, row in zip(found, rows, strict=True):
+        cells = (*row, one.setting.description)[:shown]
+        table.add_row(*map(Text, cells), style="bold" if one.source != "default" else "")
+    console.print(table)
 
 
 def _text(value: object) -> str:
-    return "-" if value is None else '""' if value == "" else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "-" if value is None else "empty" if value == "" else str(value)

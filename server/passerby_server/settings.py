@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from passerby.errors import FailedPreconditionError
+from passerby_model.bundle import MANIFEST_NAME
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -25,6 +27,9 @@ UNITS: Mapping[str, str] = {
     "threads": "threads",
 }
 """By the last word of a setting's name."""
+_FILES = frozenset({"tls.certificate", "tls.key", "tls.client_ca", "access.file"})
+_FOLDERS = frozenset({"bundle", "data", "audit.folder", "cache.folder"})
+"""Those besides the bundle are made when missing."""
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -88,9 +93,40 @@ def given(
 
 
 def check(file: Path) -> int:
-    """How many settings a file has; raises as `load_config` when something in it is wrong. Whether folders and files
-    that it names exist is for the server's start to find out."""
-    return sum(one.source == "file" for one in given({}, file=file))
+    """How many settings a file has.
+
+    Raises as `load_config` when something in it is wrong, FailedPreconditionError (FILES_MISSING) with each file that it
+    names, that the server needs, and that cannot be read. Relative paths begin where the command runs, as those of the
+    server do. What the files hold is for the server's start to find out.
+    """
+    found = [one for one in given({}, file=file) if one.source == "file"]
+    if troubles := [f"{one.setting.key}: {trouble}" for one in found if (trouble := _trouble(one))]:
+        raise FailedPreconditionError(
+            f"{file}: the settings are valid, but a server could not start with them: {'; '.join(troubles)}",
+            reason="FILES_MISSING",
+        )
+    return len(found)
+
+
+def _trouble(one: Given) -> str:
+    """Why the server could not take the file or folder that a setting names; empty for all others."""
+    key = one.setting.key
+    if key not in _FOLDERS | _FILES or one.value is None:
+        return ""
+    path = Path(one.value)
+    try:
+        if key in _FILES:
+            path.open("rb").close()
+        elif key == "bundle":
+            (path / MANIFEST_NAME).open("rb").close()
+        elif path.exists() and not path.is_dir():
+            return f"{path} is no folder"
+    except FileNotFoundError:
+        there = key == "bundle" and path.is_dir()
+        return f"{path} holds no bundle (no {MANIFEST_NAME})" if there else f"{path} does not exist"
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return ""
 
 
 def plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from passerby_server.config import keys, load_config
 from passerby_server.settings import as_markdown
 
 from tests.e2e.test_readme import blocks, run
+from tests.encoders import make_bundle
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/configuration.md").read_text()
 
@@ -22,6 +23,7 @@ def test_tables_are_the_settings() -> None:
 
 def test_commands(tmp_path: Path) -> None:
     (tmp_path / "server.yaml").write_text(blocks("yaml", PAGE)[0])
+    make_bundle(tmp_path / "my-bundle")
     (commands,) = blocks("sh", PAGE)
     printed = run(commands, tmp_path)
     assert "server.yaml: 5 settings, all valid" in printed

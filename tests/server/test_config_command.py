@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from passerby_client.cli import main
+from passerby_server import config_cli
 from passerby_server.config import keys, load_config
 from passerby_server.settings import settings
+
+from tests.encoders import make_bundle
 
 
 class Printed:
@@ -77,7 +80,38 @@ def test_the_table_names_every_setting(printed: Printed, file: Path) -> None:
     assert set(keys()) <= first
 
 
-def test_what_is_wrong_is_named(printed: Printed, file: Path) -> None:
+@pytest.mark.parametrize(("columns", "meanings"), [(80, False), (200, True)])
+def test_a_terminal_shows_keys_and_values_whole(
+    printed: Printed, file: Path, monkeypatch: pytest.MonkeyPatch, columns: int, meanings: bool
+) -> None:
+    monkeypatch.setattr(config_cli, "PIPED_WIDTH", columns)
+    table = printed("show", "--config", file, "--set", "cuda_graphs=true")
+    rows = {line.split()[0]: line.split() for line in table.splitlines() if line and not line.startswith(" ")}
+    assert rows["limits.max_message_bytes"][:3] == ["limits.max_message_bytes", "4194304", "default"]
+    assert rows["cuda_graphs"][1:3] == ["true", "flag"]
+    assert rows["metrics.address"][1:3] == ["empty", "default"]
+    assert ("Folder of the bundle" in table) == meanings
+
+
+def test_files_that_the_server_could_not_read_are_named(printed: Printed, tmp_path: Path) -> None:
+    made = tmp_path / "server.yaml"
+    (tmp_path / "data").write_text("no folder")
+    (tmp_path / "folder").mkdir()
+    made.write_text(
+        f"bundle: {tmp_path}/folder\ndata: {tmp_path}/data\naccess: {{file: {tmp_path}/callers.json}}\n"
+        f"tls: {{certificate: {tmp_path}/server.pem, key: {tmp_path}/folder}}\n"
+    )
+    error = printed("check", made, code=1)
+    assert f"bundle: {tmp_path}/folder holds no bundle (no bundle.json)" in error
+    assert f"data: {tmp_path}/data is no folder" in error
+    assert f"access.file: {tmp_path}/callers.json does not exist" in error
+    assert f"tls.certificate: {tmp_path}/server.pem does not exist" in error
+    assert f"tls.key: {tmp_path}/folder: Is a directory" in error
+
+
+def test_what_is_wrong_is_named(printed: Printed, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_bundle(tmp_path / "my-bundle")
+    monkeypatch.chdir(tmp_path)
     assert printed("check", file) == f"{file}: 3 settings, all valid\n"
     for text, wanted in {
         "limits: {max_frame: 3}": "unknown key limits.max_frame; did you mean limits.max_frames?",
