@@ -63,6 +63,7 @@ class Server:
         self.runtime = Runtime(config, self.telemetry.metrics)
         self.host, self.port = split_address(config.address)
         self._health = health.aio.HealthServicer()
+        self._telling: set[asyncio.Task[None]] = set()  # the loop alone would let them go
         self.metrics_port = 0
         """On which metrics are served, 0 where they are not."""
         self.guard = Guard(config.limits, self.telemetry)
@@ -143,7 +144,8 @@ class Server:
             for service in (*SERVICES[1:], health.OVERALL_HEALTH):
                 await self._health.set(service, _SERVING if healthy else _NOT_SERVING)
 
-        self._telling = asyncio.create_task(say())
+        self._telling.add(task := asyncio.create_task(say()))
+        task.add_done_callback(self._telling.discard)
 
     async def _load(self) -> None:
         loaded = await self.runtime.load()

@@ -35,13 +35,12 @@ from passerby_server import lanes
 from passerby_server.call_limits import CallLimits
 from passerby_server.logs import event
 from passerby_server.sections import Limits
-from passerby_server.security.gate import Gate
+from passerby_server.security.gate import API_PREFIX, Gate
 from passerby_server.security.permit import OPEN, Permit, entered
 from passerby_server.telemetry.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
-API_PREFIX = "/passerby.v1."
 REQUEST_ID_KEY = "x-request-id"
 # gRPC gives up on trailers above 8 KiB, in which base64 makes details a third and percent-encoding a message up to three
 # times as large: cut texts, not whole errors. All in bytes of UTF-8.

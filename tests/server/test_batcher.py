@@ -405,7 +405,7 @@ def test_stopping_does_not_wait_for_a_batch_that_hangs(monkeypatch: pytest.Monke
     backend.gate.set()
 
 
-def test_stopping_does_not_wait_for_a_hanging_encoder_that_is_tried_again() -> None:
+def test_stopping_does_not_wait_for_a_hanging_encoder_that_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = Adder()
     joined: list[float] = []
 
@@ -417,9 +417,8 @@ def test_stopping_does_not_wait_for_a_hanging_encoder_that_is_tried_again() -> N
             batcher._watchdog = 60.0  # from the next try on
             while len(batcher._threads) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
-            for thread in batcher._threads:
-                thread.join = joined.append  # type: ignore[method-assign]
 
+    monkeypatch.setattr(batcher_module.EncoderThread, "join", lambda _, seconds: joined.append(seconds))
     asyncio.run(main())
     assert joined == [0.0] * 3
     backend.gate.set()

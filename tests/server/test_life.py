@@ -50,6 +50,30 @@ def test_health_of_every_service(live: LiveServer) -> None:
     assert raised.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+def test_each_word_on_the_encoders_health_is_said(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[int] = []
+    health = live.server._health
+    set_ = health.set
+
+    async def setting(service: str, status: Any) -> None:
+        said.append(status)
+        await set_(service, status)
+
+    async def words() -> None:
+        for healthy in (False, True):
+            live.server._note_encoder(healthy)
+        assert len(live.server._telling) == 2  # held, or the loop would let them go
+        await asyncio.gather(*live.server._telling)
+
+    monkeypatch.setattr(health, "set", setting)
+    live.on_loop(words)
+    assert sorted(said) == sorted(
+        [health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING] * 4
+    )
+    assert health_of(live.channel, SERVICES[1]) == health_pb2.HealthCheckResponse.SERVING
+    assert not live.server._telling
+
+
 def test_reflection_lists_and_describes(live: LiveServer) -> None:
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(live.channel)
     requests = [

@@ -156,19 +156,34 @@ def segment_name(first: int) -> str:
     return f"audit-{first:012}.jsonl"
 
 
+def _first_number(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
+
+
 def read(folder: Path, key: Key) -> Iterator[Record]:
     """All records, oldest first. Raises as `walk`."""
     return (record for record, _ in walk(folder, key))
 
 
 def walk(folder: Path, key: Key) -> Iterator[tuple[Record, Head]]:
-    """All records, oldest first, each once its seal has been checked, with the head that it makes.
+    """All records, oldest first, each once its seal has been checked, with the head that it makes. Of files that a running
+    server deletes for their age meanwhile it leaves out what it has not come to.
 
     Raises DataLossError (AUDIT_TAMPERED) with file and line where the chain breaks.
     """
     head: Head | None = None
-    for path in segments(folder):
-        with path.open("rb") as file:
+    deleted = missing = 0
+    vanished = False
+    for path in _until_the_newest(folder):
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:  # taken by a server's retention since it was listed; the newest records say so
+            vanished = True
+            continue
+        with file:
+            if vanished and head is not None:
+                missing, head = _first_number(path) - 1, None
+            vanished = False
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break  # being written, or cut off by a crash: nothing was given away on its account
@@ -176,7 +191,19 @@ def walk(folder: Path, key: Key) -> Iterator[tuple[Record, Head]]:
                     record, head = unseal(key, head, line)
                 except (ValueError, KeyError, TypeError) as error:
                     raise tampered(f"{path}, line {number}: {error}") from error
+                if record["event"] == RETENTION:
+                    deleted = max(deleted, record["deleted_to"])
                 yield record, head
+    if missing > deleted:
+        raise tampered(f"the records before number {missing + 1} are missing, and no retention deleted them")
+
+
+def _until_the_newest(folder: Path) -> Iterator[Path]:
+    """The files with records, oldest first, also those that are begun while it is asked for them."""
+    last = ""
+    while files := [path for path in segments(folder) if path.name > last]:
+        last = files[-1].name
+        yield from files
 
 
 def verify(folder: Path, key: Key, noted: Head | None = None) -> Verified:
@@ -202,7 +229,7 @@ def verify(folder: Path, key: Key, noted: Head | None = None) -> Verified:
         )
     if noted and noted.seq > deleted and found != noted:
         raise tampered(f"record {noted.seq} is missing or another one than was noted: the newest records were cut off")
-    tail = files[-1].read_bytes()
+    tail = segments(folder)[-1].read_bytes()
     return Verified(count, first, last, head, len(tail) - (tail.rfind(b"\n") + 1))
 
 

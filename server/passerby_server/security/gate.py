@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import chain, islice
@@ -137,8 +138,10 @@ class GuardedGate(Gate):
         return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
     def close(self) -> None:
-        self._refusals.flush()
-        self._log.close()
+        try:
+            self._refusals.flush()
+        finally:
+            self._log.close()
 
     def _identification(self, context: Context) -> Callable[[], Caller]:
         """Who makes the call, each time anew: tokens are revoked while streams run."""
@@ -276,30 +279,35 @@ class _Refusals:
     def __init__(self, log: AuditLog) -> None:
         self._log = log
         self._counts: dict[tuple[str, str], int] = {}
+        self._counting = threading.Lock()  # the gate is closed in another thread than it is used in
 
     def note(self, peer: str, method: str, reason: str) -> None:
         key = (peer, reason)
-        if key not in self._counts and len(self._counts) >= MAX_ADDRESSES:
-            key = ("others", reason)
-        if key in self._counts:
-            self._counts[key] += 1
-            return
-        self._counts[key] = 0
+        with self._counting:
+            if key not in self._counts and len(self._counts) >= MAX_ADDRESSES:
+                key = ("others", reason)
+            if key in self._counts:
+                self._counts[key] += 1
+                return
+            self._counts[key] = 0
         self._log.append("Refused", code="REFUSED", reason=reason, method=method, peer=key[0])
         asyncio.get_running_loop().call_later(REFUSALS_SECONDS, self._period_over, key)
 
     def _period_over(self, key: tuple[str, str]) -> None:
-        count = self._counts.pop(key, 0)
+        with self._counting:
+            count = self._counts.pop(key, 0)
+            if count:
+                self._counts[key] = 0
         if count:
             self._report(key, count)
-            self._counts[key] = 0
             asyncio.get_running_loop().call_later(REFUSALS_SECONDS, self._period_over, key)
 
     def flush(self) -> None:
-        for key, count in self._counts.items():
+        with self._counting:
+            counts, self._counts = self._counts, {}
+        for key, count in counts.items():
             if count:
                 self._report(key, count)
-        self._counts.clear()
 
     def _report(self, key: tuple[str, str], count: int) -> None:
         self._log.append("Refused", code="REFUSED", reason=key[1], peer=key[0], repeated=count)

@@ -214,6 +214,46 @@ def test_a_flood_of_unknown_callers_from_everywhere_stays_small(audited: Audited
     assert others == [None, 3999]
 
 
+def test_the_audit_is_closed_whatever_becomes_of_the_refusals(
+    audited: Audited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = audited.live.server.guard.gate
+    refusals, before = guarded._refusals, audited.count  # type: ignore[attr-defined]
+    report = refusals._report
+
+    def reporting(key: tuple[str, str], count: int) -> None:
+        refusals.note(f"10.0.0.{count}", "SearchTracklets", "TOKEN_INVALID")  # one more comes meanwhile
+        report(key, count)
+
+    def flush() -> None:
+        for peer in ("ann", "bob", "ann", "bob", "bob"):
+            refusals.note(peer, "SearchTracklets", "TOKEN_INVALID")
+        refusals.flush()
+
+    with monkeypatch.context() as busy:
+        busy.setattr(refusals, "_report", reporting)
+        audited.live.on_loop(flush)
+
+    def fails() -> None:
+        raise RuntimeError("for a test")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(refusals, "flush", fails)
+        with pytest.raises(RuntimeError):
+            guarded.close()
+    found = [(record.get("peer"), record.get("repeated")) for record in audited.records(before)]
+    assert found == [
+        ("ann", None),
+        ("bob", None),
+        ("10.0.0.1", None),
+        ("ann", 1),
+        ("10.0.0.2", None),
+        ("bob", 2),
+        (None, None),
+    ]
+    assert audited.records()[-1]["event"] == chain.STOPPED
+
+
 def test_streams_are_recorded_when_they_begin_and_end(audited: Audited) -> None:
     def items() -> Iterator[tracklet_v1.BulkIngestTrackletsRequest]:
         for number, name in enumerate(("station", "station", "nowhere")):

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from passerby.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
@@ -316,6 +317,53 @@ def test_what_is_being_written_can_be_verified(tmp_path: Path) -> None:
     assert len(heads) > 1
     for head in heads:
         chain.verify(tmp_path / "audit", log.key, head)
+
+
+def _days(folder: Path, monkeypatch: pytest.MonkeyPatch, days: int) -> list[float]:
+    """Writes a file a day; the clock."""
+    clock = [time.time() - days * 86_400.0]
+    monkeypatch.setattr(audit.time, "time", lambda: clock[0])  # type: ignore[attr-defined]
+    for name in NAMES[:days]:
+        _written(folder, name)
+        clock[0] += 86_400.0
+    return clock
+
+
+def test_files_that_are_swept_while_they_are_read_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "audit"
+    _days(folder, monkeypatch, 5)
+    key = chain.load_key(folder / "key")
+    records = chain.read(folder, key)
+    next(records)
+    AuditLog(folder, keep_days=1.5).close()
+    rest = list(records)
+    assert [record["caller"] for record in rest if "caller" in record] == [NAMES[0], *NAMES[4:5]]
+    assert rest[-1]["event"] == chain.STOPPED
+
+    segments, swept = chain.segments, []
+
+    def sweeping(folder: Path) -> list[Path]:
+        found = segments(folder)
+        if not swept:
+            swept.append(found[0])
+            found[0].unlink()  # a retention says that it went: this stands for its being listed before
+        return found
+
+    made = folder / chain.segment_name(1)
+    made.touch()
+    monkeypatch.setattr(chain, "segments", sweeping)
+    assert chain.verify(folder, key).head.seq == rest[-1]["seq"]
+    assert swept == [made]
+
+
+def test_a_file_that_somebody_takes_while_it_is_read_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "audit"
+    _days(folder, monkeypatch, 4)
+    records = chain.walk(folder, chain.load_key(folder / "key"))
+    next(records)
+    chain.segments(folder)[1].unlink()
+    with pytest.raises(DataLossError, match="no retention deleted them"):
+        list(records)
 
 
 def test_closing_twice_is_closing(tmp_path: Path) -> None:
