@@ -22,6 +22,7 @@ from passerby.errors import (
 from passerby_model.backends import BackendName, Encoded, EncoderSpec
 from passerby_server import batcher as batcher_module
 from passerby_server.batcher import MAX_LEFT_BEHIND, Batcher
+from passerby_server.encoder_thread import EncoderThread
 from passerby_server.lanes import Lane, entered
 
 
@@ -418,7 +419,7 @@ def test_stopping_does_not_wait_for_a_hanging_encoder_that_is_tried_again(monkey
             while len(batcher._threads) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
-    monkeypatch.setattr(batcher_module.EncoderThread, "join", lambda _, seconds: joined.append(seconds))
+    monkeypatch.setattr(EncoderThread, "join", lambda _, seconds: joined.append(seconds))
     asyncio.run(main())
     assert joined == [0.0] * 3
     backend.gate.set()

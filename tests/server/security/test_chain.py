@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from passerby.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
@@ -340,7 +339,8 @@ def test_files_that_are_swept_while_they_are_read_are_left_out(tmp_path: Path, m
     assert [record["caller"] for record in rest if "caller" in record] == [NAMES[0], *NAMES[4:5]]
     assert rest[-1]["event"] == chain.STOPPED
 
-    segments, swept = chain.segments, []
+    segments = chain.segments
+    swept: list[Path] = []
 
     def sweeping(folder: Path) -> list[Path]:
         found = segments(folder)
