@@ -16,6 +16,7 @@ from passerby_client.commands.common import (
     Server,
     Timeout,
     connected,
+    counted,
     last_part,
     parse_time,
     print_json,
@@ -116,6 +117,7 @@ def index(
     with connected(server, ca_file, timeout, retry=retry, create=made) as client:
         if create:
             _create(client, gallery)
+        before = _held(client, gallery)
         try:
             with show_progress(total) as show:
 
@@ -136,10 +138,11 @@ def index(
         except KeyboardInterrupt:
             typer.echo(_interrupted(latest, total, journal), err=True)
             raise typer.Exit(INTERRUPTED) from None
+        after = _held(client, gallery)
     if as_json:
         print_json(report_fields(report))
     else:
-        print_report(report)
+        print_report(report, there=None if before is None or after is None else report.stored - (after - before))
     if report.failed:
         raise typer.Exit(1)
 
@@ -177,6 +180,16 @@ def _create(client: Client, gallery: str) -> None:
         client.create_gallery(gallery)
 
 
+def _held(client: Client, gallery: str) -> int | None:
+    """Tracklets in the gallery; None for who may store and not look."""
+    from passerby.errors import PermissionDeniedError
+
+    try:
+        return client.gallery_stats(gallery).tracklet_count
+    except PermissionDeniedError:
+        return None
+
+
 @contextmanager
 def show_progress(total: int) -> Iterator[Callable[[IndexReport], None]]:
     """A bar on standard error with rate, time left and failures; nothing when that is no terminal."""
@@ -205,7 +218,7 @@ def show_progress(total: int) -> Iterator[Callable[[IndexReport], None]]:
 
 def _problems(report: IndexReport) -> str:
     parts = [f"{len(report.failed)} failed"] * bool(report.failed)
-    parts += [f"{_count(len(report.unreadable), 'frame')} left out"] * bool(report.unreadable)
+    parts += [f"{counted(len(report.unreadable), 'frame')} left out"] * bool(report.unreadable)
     return ", ".join(parts)
 
 
@@ -229,26 +242,28 @@ def report_fields(report: IndexReport) -> dict[str, Any]:
     }
 
 
-def print_report(report: IndexReport) -> None:
-    """Writes the report for people."""
-    rate = f" in {report.seconds:.1f} s, {report.stored / report.seconds:.1f} tracklets/s" if report.seconds else ""
-    stored = f"{_count(report.stored, 'tracklet')} ({_count(report.frames, 'frame')})"
-    typer.echo(f"{stored} stored in {report.gallery}{rate}")
+def print_report(report: IndexReport, *, there: int | None = None) -> None:
+    """Writes the report for people; `there`: how many of the stored tracklets the gallery had before, where known."""
+    new = report.stored - max(there or 0, 0)
+    rate = f" in {report.seconds:.1f} s, {new / report.seconds:.1f} tracklets/s" if report.seconds else ""
+    whole = f"{counted(report.stored, 'tracklet')} ({counted(report.frames, 'frame')})"
+    if new == report.stored:
+        typer.echo(f"{whole} stored in {report.gallery}{rate}")
+    elif new <= 0:
+        typer.echo(f"nothing new: {whole} {'was' if report.stored == 1 else 'were'} in {report.gallery} already")
+    else:
+        typer.echo(f"{whole} are in {report.gallery}: {new:,} stored{rate}; {there:,} were there already")
     if report.already:
         typer.echo(f"{report.already} left out: the journal has them")
     list_problems("frame", "left out, not readable", [f"{u.path}: {u.error}" for u in report.unreadable])
     list_problems("tracklet", "not stored", [f"{f.source}: {f.error}" for f in report.failed])
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def list_problems(noun: str, what: str, lines: list[str]) -> None:
     """Problems go to standard error, the first of them in full."""
     if not lines:
         return
-    typer.echo(f"{_count(len(lines), noun)} {what}:", err=True)
+    typer.echo(f"{counted(len(lines), noun)} {what}:", err=True)
     for line in lines[:SHOWN_PROBLEMS]:
         typer.echo(f"  {line}", err=True)
     if len(lines) > SHOWN_PROBLEMS:

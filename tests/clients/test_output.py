@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,10 +14,20 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from passerby.v1.search_service_pb2 import SearchTrackletsResponse
 from passerby.v1.tracklet_service_pb2 import ErasureReceipt
+from passerby_client import Client
 from passerby_client.commands._result_picture import how_searched
 from passerby_client.commands._wording import in_flags
-from passerby_client.commands.common import local_time, print_receipt, time_span, zone_of
+from passerby_client.commands.common import (
+    counted,
+    local_time,
+    parse_duration,
+    print_receipt,
+    show_duration,
+    time_span,
+    zone_of,
+)
 
+from tests.clients.conftest import crop
 from tests.commands import Run
 
 HALF_PAST_FIVE = "2026-11-21 14:31:00"  # 9:01 UTC in UTC+05:30
@@ -154,3 +167,59 @@ def test_wrong_options_are_said_in_own_words(run: Run, arguments: tuple[str, str
     done = run("search", "-g", "g", "--tracklet", "t", *arguments)
     assert done.code == 2
     assert problem in " ".join(done.err.replace("\u2502", " ").split())
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 galleries"), (1, "1 gallery"), (1200, "1,200 galleries")])
+def test_nouns_are_counted(count: int, said: str) -> None:
+    assert counted(count, "gallery") == said
+
+
+@pytest.mark.parametrize("text", ["30d", "36h", "45m", "90s", "0s"])
+def test_a_duration_is_shown_as_it_is_given(text: str) -> None:
+    assert show_duration(parse_duration(text)) == text
+
+
+def test_a_rule_that_erases_at_once_counts_first(run: Run, client: Client, gallery: str) -> None:
+    for name, end in (("old", datetime(2020, 1, 1, tzinfo=UTC)), ("new", None)):
+        client.ingest_tracklet(gallery, [crop((9, 9, 9))], camera="c1", tracklet_id=name, start_time=end, end_time=end)
+    refused = run("gallery", "retention", gallery, "--camera", "c1=30d")
+    assert (refused.code, refused.out) == (1, "")
+    assert f"no rule was set: 1 tracklet of gallery {gallery} is older by now" in refused.err
+    assert client.get_retention(gallery) == {}
+    assert run("gallery", "retention", gallery, "--camera", "c2=30d").code == 0
+    done = run("gallery", "retention", gallery, "--keep", "30d", "--force")
+    assert (done.code, done.out) == (0, "all other cameras: 30d\n")
+
+
+def test_nobody_is_not_erased(run: Run, people: str) -> None:
+    for flags in ((), ("--force",)):
+        done = run("tracklet", "erase", "nobody", "-g", people, *flags)
+        assert (done.code, done.err) == (1, f'passerby: there is no identity "nobody" in gallery {people}\n')
+    counts = run("tracklet", "erase", "ann", "-g", people)
+    assert counts.out == f'2 tracklets of "ann" in gallery {people} would be erased: --force erases\n'
+
+
+def test_a_tracklet_is_named_by_its_id_and_gallery_too(run: Run, people: str) -> None:
+    assert f"galleries/{people}/tracklets/bob-1" in run("tracklet", "show", "bob-1", "-g", people).out
+    split = run("tracklet", "split", "bob", "bob-1", "-g", people)
+    assert re.fullmatch(rf"change \d+: 1 tracklet of gallery {people}\n", split.out), split.err
+    assert run("tracklet", "delete", "bob-1", "-g", people).code == 0
+    assert run("tracklet", "show", "bob-1", "-g", people).code == 1
+
+
+def test_a_folder_that_comes_late_is_followed(run: Run, people: str, tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    command = ("search", "-g", people, "--frames", late, "--follow", "--json", "--until-quiet")
+    gone = run(*command, 0.3)
+    assert (gone.code, f"{late}: there is no such folder" in gone.err) == (1, True)
+
+    def write() -> None:
+        time.sleep(0.3)
+        late.mkdir()
+        (late / "0.png").write_bytes(crop((205, 30, 30)))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    done = run(*command, 3)
+    writer.join()
+    assert json.loads(done.out)["hits"][0]["tracklet"]["identity_id"] == "ann"

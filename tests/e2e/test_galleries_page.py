@@ -44,17 +44,17 @@ def test_commands(server: LiveServer, folder: Path) -> None:
     erase, keep, correct, options, _, back_up = blocks("sh", PAGE)
     address = f"127.0.0.1:{server.port}"
     printed = run(erase, folder, address)
-    assert "2 tracklets would be erased" in printed
+    assert '2 tracklets of "ann" in gallery station would be erased' in printed
     assert "gallery.db, gallery.db-wal" in printed
     assert "no backup that this server knows of" in printed
     assert "EraseIdentity" in printed
     printed = run(keep, folder, address)
-    assert printed.count("camera entrance: 7 days") == 2
+    assert printed.count("camera entrance: 7d") == 2
     assert printed.endswith("all other cameras: for ever\n")
     printed = run(correct, folder, address)
     assert [f"change {number}: " in printed for number in (2, 3)] == [True, True]
     assert "SplitIdentity" in printed
-    assert "undone in 1 tracklets" in printed
+    assert "undone in 1 tracklet of gallery station" in printed
     printed = run(options, folder, address)
     assert "false-match rate  0.001" in printed
     assert "exact, 0.0 MiB" in printed

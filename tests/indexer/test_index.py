@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -220,8 +221,14 @@ def test_command_creates_indexes_and_sums_up(run: Run, client: Client, gallery: 
     assert done.code == 0
     assert done.out.startswith(f"5 tracklets (15 frames) stored in galleries/{new} in ")
     assert {t.camera_id for t in client.list_tracklets(new)} == {"n-1", "n-2"}
-    assert run("index", folder, "--gallery", new, "--create", "--camera-prefix", "n-", "--no-identities").code == 0
+    whole = ("index", folder, "--gallery", new, "--create", "--camera-prefix", "n-", "--no-identities")
+    assert re.fullmatch(
+        rf"8 tracklets \(24 frames\) are in galleries/{new}: 3 stored in [\d.]+ s, [\d.]+ tracklets/s; "
+        "5 were there already\n",
+        run(*whole).out,
+    )
     assert len(stored(client, new)) == 8
+    assert run(*whole).out == f"nothing new: 8 tracklets (24 frames) were in galleries/{new} already\n"
 
 
 def test_command_reports_problems_and_status_1(run: Run, gallery: str, folder: Path) -> None:

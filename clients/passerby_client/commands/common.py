@@ -110,11 +110,37 @@ def _credentials(ca_file: Path | None) -> ChannelCredentials | None:
         return None
     import grpc
 
+    _check_files(ca_file, certificate, key)
     return grpc.ssl_channel_credentials(
         _content(ca_file) if ca_file else None,
         _content(Path(key)) if key else None,
         _content(Path(certificate)) if certificate else None,
     )
+
+
+def _check_files(ca_file: Path | None, certificate: str | None, key: str | None) -> None:
+    """Raises InvalidArgumentError for files that TLS cannot use: gRPC would not say so before it connects, and not which."""
+    import ssl
+
+    from passerby.errors import InvalidArgumentError
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca_file is not None:
+        _content(ca_file)
+        try:
+            context.load_verify_locations(ca_file)
+        except ssl.SSLError as error:
+            raise InvalidArgumentError(f"{ca_file} holds no PEM certificate (--ca-file, PASSERBY_CA_FILE)") from error
+    if certificate and key:
+        for path in (certificate, key):
+            _content(Path(path))
+        try:
+            context.load_cert_chain(certificate, key, password="")  # else OpenSSL asks the terminal
+        except ssl.SSLError as error:
+            raise InvalidArgumentError(
+                f"{certificate} and {key} are not a certificate and its unencrypted key, both in PEM "
+                f"({CLIENT_CERTIFICATE}, {CLIENT_KEY})"
+            ) from error
 
 
 def _token(environment: Mapping[str, str]) -> str | None:
@@ -283,6 +309,15 @@ def parse_duration(text: str) -> timedelta:
     if unit not in units or not number.isascii() or not number.isdigit():
         raise typer.BadParameter(f"{text!r} is not a time such as 30d, 12h, 45m or 90s")
     return timedelta(**{units[unit]: int(number)})
+
+
+def show_duration(time: timedelta) -> str:
+    """As `parse_duration` reads it, in the largest unit that is exact: `30d`, `36h`, `90s`."""
+    seconds = round(time.total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds % length == 0 and seconds:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
 
 
 def parse_travel(windows: list[str]) -> dict[str, tuple[timedelta, timedelta]]:

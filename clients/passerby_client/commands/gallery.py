@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ from passerby_client.commands.common import (
     Server,
     Timeout,
     connected,
+    counted,
     last_part,
     local_time,
     new_table,
@@ -27,11 +29,14 @@ from passerby_client.commands.common import (
     print_json,
     print_receipt,
     print_table,
+    show_duration,
     timed,
 )
 
 if TYPE_CHECKING:
     from passerby.v1.resources_pb2 import Gallery
+
+    from passerby_client import Client
 
 
 class _Gallery(LazyGroup):
@@ -126,7 +131,7 @@ def replace(
         print_json(plain(done))
         return
     typer.echo(f"{last_part(done.gallery.name)} is of model {done.gallery.model_fingerprint[:12]} now")
-    left = f", {done.missing_tracklet_count:,} tracklets in it alone" if done.missing_tracklet_count else ""
+    left = f", {counted(done.missing_tracklet_count, 'tracklet')} in it alone" if done.missing_tracklet_count else ""
     typer.echo(f"the old one is {last_part(done.retired.name)}{left}")
 
 
@@ -180,7 +185,7 @@ def delete(
     if as_json:
         print_json(plain(answer))
     else:
-        typer.echo(f"deleted, with {answer.deleted_tracklet_count} tracklets")
+        typer.echo(f"deleted gallery {last_part(gallery)}, with {counted(answer.deleted_tracklet_count, 'tracklet')}")
         print_receipt(answer.receipt)
 
 
@@ -220,6 +225,9 @@ def retention(
         list[str] | None, typer.Option(metavar="CAMERA=TIME", help="How long for this camera; may be repeated.")
     ] = None,
     forever: Annotated[bool, typer.Option("--forever", help="Keep everything.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if tracklets are older by now, which erases them soon.")
+    ] = False,
     server: Server = DEFAULT_SERVER,
     ca_file: CaFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
@@ -231,13 +239,20 @@ def retention(
         rules[""] = parse_duration(keep)
     if forever and rules:
         raise typer.BadParameter("goes with neither --keep nor --camera", param_hint="--forever")
+    from passerby.errors import FailedPreconditionError
+
     with connected(server, ca_file, timeout) as client:
+        if rules and not force and (older := _older(client, gallery, rules)):
+            raise FailedPreconditionError(
+                f"no rule was set: {counted(older, 'tracklet')} of gallery {last_part(gallery)} "
+                f"{'is' if older == 1 else 'are'} older by now and would be erased: --force sets it and erases"
+            )
         stored = client.set_retention(gallery, rules) if rules or forever else client.get_retention(gallery)
     if as_json:
         print_json({name: time.total_seconds() for name, time in stored.items()})
         return
     for name, time in stored.items():
-        typer.echo(f"{f'camera {name}' if name else 'all other cameras'}: {time}")
+        typer.echo(f"{f'camera {name}' if name else 'all other cameras'}: {show_duration(time)}")
     if "" not in stored:
         typer.echo("all other cameras: for ever")
 
@@ -265,8 +280,20 @@ def audit(
     print_table(table)
 
 
+def _older(client: Client, gallery: str, rules: Mapping[str, timedelta]) -> int:
+    """Tracklets that `rules` keep no longer: counted from their end, or from when they were stored if that is earlier."""
+    now, count = datetime.now(UTC), 0
+    for tracklet in client.list_tracklets(gallery):
+        since = tracklet.create_time.ToDatetime(tzinfo=UTC)
+        if tracklet.HasField("end_time"):
+            since = min(since, tracklet.end_time.ToDatetime(tzinfo=UTC))
+        keep = rules.get(tracklet.camera_id, rules.get(""))
+        count += keep is not None and since < now - keep
+    return count
+
+
 def _lag(rows: int) -> str:
-    return f", lacks {rows:,} tracklets" if rows else ""
+    return f", lacks {counted(rows, 'tracklet')}" if rows else ""
 
 
 def _print(gallery: Gallery, as_json: bool) -> None:

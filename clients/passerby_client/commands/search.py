@@ -135,7 +135,7 @@ def search(
         raise typer.BadParameter(
             "only show in a picture: add --picture FILE", param_hint="'--overlay' / '--identity-of-query'"
         )
-    if follow and (len(paths) != 1 or not paths[0].is_dir() or max_frames):
+    if follow and (len(paths) != 1 or paths[0].is_file() or max_frames):
         raise typer.BadParameter("follows all frames of one folder: --frames FOLDER", param_hint="'--follow'")
     if picture is not None:
         from passerby_client.commands._result_picture import check_writable
@@ -162,9 +162,18 @@ def search(
     files = [] if follow else _evenly(_images(paths), max_frames)
     with connected(server, ca_file, timeout, frames=files) as client:
         if follow:
+            from passerby.errors import NotFoundError
+
             from passerby_client.commands import _following
 
-            answer, files = _following.follow(client, gallery, lambda: _inside(paths[0]), until_quiet, options)
+            try:
+                answer, files = _following.follow(client, gallery, lambda: _so_far(paths[0]), until_quiet, options)
+            except NotFoundError:
+                if paths[0].is_dir():
+                    raise
+                raise NotFoundError(
+                    f"{paths[0]}: there is no such folder, nor came one in {until_quiet:g} s; --until-quiet waits longer"
+                ) from None
         else:
             answer = client.search(
                 gallery,
@@ -268,6 +277,11 @@ def _images(paths: Sequence[Path]) -> list[Path]:
 
 def _inside(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and "." not in p.stem]
+
+
+def _so_far(folder: Path) -> list[Path]:
+    """The images in a folder that may be made later."""
+    return _inside(folder) if folder.is_dir() else []
 
 
 def _evenly(files: list[Path], count: int) -> list[Path]:

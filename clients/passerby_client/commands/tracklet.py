@@ -17,6 +17,7 @@ from passerby_client.commands.common import (
     Server,
     Timeout,
     connected,
+    counted,
     last_part,
     local_time,
     new_table,
@@ -46,7 +47,8 @@ app = typer.Typer(
 )
 
 Gallery = Annotated[str, typer.Option("--gallery", "-g", metavar="GALLERY", help="Id of the gallery.")]
-Name = Annotated[str, typer.Argument(metavar="TRACKLET", help="galleries/GALLERY/tracklets/TRACKLET")]
+Name = Annotated[str, typer.Argument(metavar="TRACKLET", help="Its id, with --gallery, or its full name.")]
+OfGallery = Annotated[str, typer.Option("--gallery", "-g", metavar="GALLERY", help="Its gallery, beside an id.")]
 
 
 @app.command("list")
@@ -96,6 +98,7 @@ def show(
     descriptor: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also save its descriptor (JSON), for `search --descriptor`.")
     ] = None,
+    gallery: OfGallery = "",
     server: Server = DEFAULT_SERVER,
     ca_file: CaFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
@@ -103,7 +106,9 @@ def show(
 ) -> None:
     """Show one tracklet."""
     with connected(server, ca_file, timeout) as client:
-        answer = client.get_tracklet(tracklet, thumbnail=thumbnail is not None, descriptor=descriptor is not None)
+        answer = client.get_tracklet(
+            _full_name(tracklet, gallery), thumbnail=thumbnail is not None, descriptor=descriptor is not None
+        )
     if thumbnail is not None:
         _save(thumbnail, answer.thumbnail, "thumbnail")
     if descriptor is not None:
@@ -114,6 +119,7 @@ def show(
 @app.command()
 def delete(
     tracklet: Name,
+    gallery: OfGallery = "",
     server: Server = DEFAULT_SERVER,
     ca_file: CaFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
@@ -121,9 +127,9 @@ def delete(
 ) -> None:
     """Delete one tracklet, and say what was rewritten."""
     with connected(server, ca_file, timeout) as client:
-        receipt = client.delete_tracklet(tracklet)
+        receipt = client.delete_tracklet(_full_name(tracklet, gallery))
     if as_json:
-        print_json({"deleted": tracklet, "receipt": plain(receipt)})
+        print_json({"deleted": _full_name(tracklet, gallery), "receipt": plain(receipt)})
     else:
         print_receipt(receipt)
 
@@ -132,6 +138,7 @@ def delete(
 def assign(
     tracklet: Name,
     identity: Annotated[str, typer.Argument(help="Whom it shows; an empty text takes an assignment back.")],
+    gallery: OfGallery = "",
     server: Server = DEFAULT_SERVER,
     ca_file: CaFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
@@ -139,7 +146,7 @@ def assign(
 ) -> None:
     """Say whom a tracklet shows."""
     with connected(server, ca_file, timeout) as client:
-        stored = client.assign_identity(tracklet, identity)
+        stored = client.assign_identity(_full_name(tracklet, gallery), identity)
     _print(stored, as_json)
 
 
@@ -162,7 +169,9 @@ def merge(
 @app.command()
 def split(
     identity: Annotated[str, typer.Argument(help="The identity that is split.")],
-    tracklets: Annotated[list[str], typer.Argument(metavar="TRACKLET...", help="Names of those of somebody else.")],
+    tracklets: Annotated[
+        list[str], typer.Argument(metavar="TRACKLET...", help="Ids or names of those of somebody else.")
+    ],
     gallery: Gallery,
     into: Annotated[str, typer.Option(metavar="IDENTITY", help="Whom they show; unknown when left out.")] = "",
     server: Server = DEFAULT_SERVER,
@@ -172,7 +181,7 @@ def split(
 ) -> None:
     """Say that some tracklets of an identity show somebody else."""
     with connected(server, ca_file, timeout) as client:
-        change = client.split_identity(gallery, identity, tracklets, into)
+        change = client.split_identity(gallery, identity, [_full_name(one, gallery) for one in tracklets], into)
     _print_change(change, gallery, as_json)
 
 
@@ -191,7 +200,7 @@ def undo(
     if as_json:
         print_json(plain(undone))
     else:
-        typer.echo(f"undone in {undone.tracklet_count} tracklets")
+        typer.echo(f"undone in {counted(undone.tracklet_count, 'tracklet')} of gallery {last_part(gallery)}")
 
 
 @app.command()
@@ -209,13 +218,33 @@ def erase(
     """Erase every tracklet of an identity, also on disk, and say what was rewritten."""
     with connected(server, ca_file, timeout) as client:
         answer = client.erase_identity(gallery, identity, force=force)
+    of_whom = f'"{identity}" in {"any gallery" if gallery == "-" else f"gallery {last_part(gallery)}"}'
     if as_json:
         print_json(plain(answer))
-    elif not force:
-        typer.echo(f"{answer.tracklet_count} tracklets would be erased: --force erases them")
-    else:
+    elif force:
         print_fields({"tracklets": str(answer.tracklet_count)})
         print_receipt(answer.receipt)
+    elif answer.tracklet_count:
+        counts = counted(answer.tracklet_count, "tracklet")
+        typer.echo(f"{counts} of {of_whom} would be erased: --force erases")
+    if not answer.tracklet_count:
+        from passerby.errors import NotFoundError
+
+        raise NotFoundError(f"there is no identity {of_whom}")
+
+
+def _full_name(tracklet: str, gallery: str) -> str:
+    """`galleries/GALLERY/tracklets/TRACKLET` of a name, or of an id and its gallery. Raises InvalidArgumentError."""
+    from passerby.errors import InvalidArgumentError
+    from passerby.names import tracklet_name
+
+    if "/" in tracklet:
+        return tracklet
+    if not gallery:
+        raise InvalidArgumentError(
+            f"{tracklet}: add --gallery GALLERY, or give the full name, galleries/GALLERY/tracklets/TRACKLET"
+        )
+    return tracklet_name(last_part(gallery), tracklet)
 
 
 def _table(tracklets: Sequence[Tracklet], *, brief: bool = False) -> Table:
@@ -234,7 +263,9 @@ def _print_change(change: IdentityChange, gallery: str, as_json: bool) -> None:
     if as_json:
         print_json(plain(change))
     else:
-        typer.echo(f"change {change.change_id}: {change.tracklet_count} tracklets")
+        typer.echo(
+            f"change {change.change_id}: {counted(change.tracklet_count, 'tracklet')} of gallery {last_part(gallery)}"
+        )
         typer.echo(f"undo it with: passerby tracklet undo {change.change_id} --gallery {gallery}", err=True)
 
 
