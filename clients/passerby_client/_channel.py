@@ -33,6 +33,30 @@ RECONNECT_OPTIONS: tuple[tuple[str, int | str], ...] = (
 LOST_WRITE = "Internal error from Core"
 LOST_WRITE_SECONDS = 1.0
 
+# Of a name with several addresses, such as localhost, gRPC tells the last one's trouble alone: that may hide what TLS said.
+NO_SERVER = (
+    "start one with `passerby serve`, or name another (--server, PASSERBY_SERVER); one with TLS takes --ca-file or "
+    "PASSERBY_CA_FILE"
+)
+_OTHER_HOST = "its certificate does not name this host: connect by a name that it has, or have one made that names it"
+_CLOSED = (
+    "something there closes the connection: a server with TLS (trust its authority: --ca-file, PASSERBY_CA_FILE), or one that "
+    "asks for a client certificate (PASSERBY_CLIENT_CERTIFICATE, PASSERBY_CLIENT_KEY)"
+)
+TLS_HINTS = (
+    ("Hostname Verification", _OTHER_HOST),
+    ("is not in peer certificate", _OTHER_HOST),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "the authority that signed its certificate is not in the trusted file, or the certificate has expired (--ca-file, "
+        "PASSERBY_CA_FILE)",
+    ),
+    ("WRONG_VERSION_NUMBER", "what is there speaks no TLS: connect without --ca-file and PASSERBY_CA_FILE"),
+    ("Socket closed", _CLOSED),
+    ("Connection reset", _CLOSED),
+)
+"""What gRPC says when TLS fails, and what to do then."""
+
 Answer = TypeVar("Answer")
 Options = Sequence[tuple[str, int | str]]
 
@@ -129,11 +153,9 @@ def answers(call: Any) -> Iterator[Any]:
 def explained(error: PasserbyError, target: str) -> PasserbyError:
     """`error`; a failure to connect says where to, in words."""
     if isinstance(error, UnavailableError) and "connect" in error.message.lower():
-        return UnavailableError(
-            f"no passerby server answers at {target}; start one with `passerby serve`, or name another "
-            f"(--server, PASSERBY_SERVER): {error.message}",
-            reason=error.reason,
-        )
+        # The first word of gRPC's that fits.
+        hint = next((hint for word, hint in TLS_HINTS if word in error.message), NO_SERVER)
+        return UnavailableError(f"no passerby server answers at {target}; {hint}: {error.message}", reason=error.reason)
     return error
 
 

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupte
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -70,6 +71,8 @@ def passerby(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; ends with SystemExit."""
+    # gRPC's own lines about connections are not for users; it reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app(arguments if arguments is None else list(arguments), prog_name="passerby")
     except Exception as error:

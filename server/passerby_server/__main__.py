@@ -1,16 +1,20 @@
 """`python -m passerby_server`: `passerby serve` without the client; errors look as `passerby` prints them."""
 
+import os
 import sys
 from collections.abc import Sequence
 
 import typer
-from passerby.errors import PasserbyError
 
 from passerby_server.cli import serve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; ends with SystemExit."""
+    # gRPC's own lines are neither text nor JSON of the log; it reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from passerby.errors import PasserbyError
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(serve)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,51 @@ def test_the_command_takes_files_and_the_environment(
     assert "desk-1" in run("gallery", "list").out
     token.unlink()
     assert "token: cannot be read: No such file" in run("gallery", "list").err
+
+
+def test_what_is_wrong_with_tls_is_said(
+    secured: Secured, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def said(**environment: object) -> str:
+        with monkeypatch.context() as patch:
+            patch.setenv("PASSERBY_SERVER", secured.address.replace("localhost", "127.0.0.1"))
+            for name, value in environment.items():
+                patch.setenv(f"PASSERBY_{name}", str(value))
+            done = run("health", "--timeout", "2")
+        assert done.code == 1
+        return done.err
+
+    other, key, text = tmp_path / "other.pem", tmp_path / "other.key", tmp_path / "desk.token"
+    authority, issued = trustme.CA(), secured.authority.issue_cert("camera-8.example")
+    authority.cert_pem.write_to_path(str(other))
+    issued.private_key_pem.write_to_path(str(key))
+    text.write_text(UNKNOWN)
+    assert "PASSERBY_CA_FILE" in said()
+    assert "PASSERBY_CLIENT_CERTIFICATE" in said()
+    assert "is not in the trusted file" in said(CA_FILE=other)
+    assert f"{text} holds no PEM certificate" in said(CA_FILE=text)
+    assert "are not a certificate and its" in said(CA_FILE=secured.ca, CLIENT_CERTIFICATE=other, CLIENT_KEY=key)
+    with running(secured.folder / "bundle", tmp_path / "data") as plain:
+        assert "speaks no TLS" in said(CA_FILE=secured.ca, SERVER=f"127.0.0.1:{plain.port}")
+    elsewhere, named = Pair(tmp_path, secured.authority), secured.authority.issue_cert("elsewhere.example")
+    named.private_key_pem.write_to_path(str(elsewhere.key))
+    named.cert_chain_pems[0].write_to_path(str(elsewhere.certificate))
+    with running(secured.folder / "bundle", tmp_path / "data", tls=elsewhere.settings()) as live:
+        assert "does not name this host" in said(CA_FILE=secured.ca, SERVER=f"127.0.0.1:{live.port}")
+
+
+def test_grpc_writes_no_lines_of_its_own(secured: Secured, tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    flags = ["--server", secured.address, "--ca-file", str(tmp_path / "other.pem"), "--timeout", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "passerby_client.cli", "health", *flags],
+        env={name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.startswith("passerby: no passerby server answers")
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_command_shows_a_client_certificate(

@@ -97,7 +97,8 @@ class Access:
             return found[0]
         if not shown:
             raise UnauthenticatedError(
-                "the call says not who makes it: send a token (PASSERBY_TOKEN_FILE) as `authorization: Bearer TOKEN`",
+                "the call says not who makes it: the commands take a token from PASSERBY_TOKEN_FILE, other clients send it in "
+                "the header `authorization: Bearer TOKEN`; a client certificate counts only where the server has tls.client_ca",
                 reason="TOKEN_MISSING",
             )
         raise UnauthenticatedError(
