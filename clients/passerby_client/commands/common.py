@@ -143,31 +143,6 @@ def _check_files(ca_file: Path | None, certificate: str | None, key: str | None)
             ) from error
 
 
-def _check_files(ca_file: Path | None, certificate: str | None, key: str | None) -> None:
-    """Raises InvalidArgumentError for files that TLS cannot use: gRPC would not say so before it connects, and not which."""
-    import ssl
-
-    from passerby.errors import InvalidArgumentError
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if ca_file is not None:
-        _content(ca_file)
-        try:
-            context.load_verify_locations(ca_file)
-        except ssl.SSLError as error:
-            raise InvalidArgumentError(f"{ca_file} holds no PEM certificate (--ca-file, PASSERBY_CA_FILE)") from error
-    if certificate and key:
-        for path in (certificate, key):
-            _content(Path(path))
-        try:
-            context.load_cert_chain(certificate, key, password="")  # else OpenSSL asks the terminal
-        except ssl.SSLError as error:
-            raise InvalidArgumentError(
-                f"{certificate} and {key} are not a certificate and its unencrypted key, both in PEM "
-                f"({CLIENT_CERTIFICATE}, {CLIENT_KEY})"
-            ) from error
-
-
 def _token(environment: Mapping[str, str]) -> str | None:
     """A token comes by the environment or a file alone: every user of a machine can read its command lines."""
     token, file = environment.get(TOKEN), environment.get(TOKEN_FILE)
