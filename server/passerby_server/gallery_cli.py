@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +26,7 @@ def backup(
         said = {"time": made.time.isoformat(), "size_bytes": made.size_bytes, "sha256": made.sha256}
         typer.echo(json.dumps(said | {"galleries": made.galleries}, indent=2))
         return
-    count = sum(made.galleries.values())
-    typer.echo(f"{len(made.galleries)} galleries, {count:,} tracklets, {made.size_bytes / 2**20:,.1f} MiB in {target}")
+    typer.echo(f"{_counts(made.galleries)}, {made.size_bytes / 2**20:,.1f} MiB in {target}")
 
 
 def restore(
@@ -39,9 +39,9 @@ def restore(
 
     again = restore(source, data, force=force)
     galleries = read_backup(source).galleries
-    typer.echo(f"{len(galleries)} galleries, {sum(galleries.values()):,} tracklets restored to {data}")
+    typer.echo(f"{_counts(galleries)} restored to {data}")
     if again:
-        typer.echo(f"{again} identities that had been erased since the backup were erased again")
+        typer.echo(f"{_counted(again, 'identity', 'identities')} that had been erased since the backup: erased again")
 
 
 def check(data: Data, as_json: AsJson = False) -> None:
@@ -71,3 +71,13 @@ def check(data: Data, as_json: AsJson = False) -> None:
         )
     if not as_json:
         typer.echo("sound")
+
+
+def _counts(tracklets: Mapping[str, int]) -> str:
+    """`1 gallery, 20 tracklets` of the numbers of tracklets by gallery."""
+    galleries = _counted(len(tracklets), "gallery", "galleries")
+    return f"{galleries}, {_counted(sum(tracklets.values()), 'tracklet', 'tracklets')}"
+
+
+def _counted(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"

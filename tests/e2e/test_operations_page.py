@@ -81,7 +81,7 @@ def test_upgrade_and_back(workplace: Workplace) -> None:
 
 def test_backup(workplace: Workplace) -> None:
     printed = run(BACKUP, workplace.folder)
-    assert "1 galleries, 1 tracklets" in printed
+    assert "1 gallery, 1 tracklet, " in printed
     assert printed.endswith("sound\n")
 
 

@@ -365,10 +365,10 @@ def test_a_flipped_bit_in_a_thumbnail_spoils_that_thumbnail_alone(opened, folder
 def test_commands(opened, folder, tmp_path, run):
     done = run("gallery", "backup", folder, tmp_path / "backup")
     assert done.code == 0
-    assert "1 galleries, 20 tracklets" in done.out
+    assert "1 gallery, 20 tracklets" in done.out
     assert run("gallery", "check", folder).out == "sound\n"
     done = run("gallery", "restore", tmp_path / "backup", tmp_path / "new")
-    assert "1 galleries, 20 tracklets restored" in done.out
+    assert "1 gallery, 20 tracklets restored" in done.out
     assert json.loads(run("gallery", "check", tmp_path / "new", "--json").out)["ok"]
     done = run("gallery", "restore", tmp_path / "backup", tmp_path / "new")
     assert done.code == 1
