@@ -40,7 +40,7 @@ def tune_command(
         typer.echo(json.dumps({"file": str(written), **tuning.model_dump(mode="json")}, indent=2))
         return
     _print(tuning)
-    typer.echo(f"written to {written}; the server takes it at its next start")
+    typer.echo(_outcome(tuning, written))
 
 
 def _print(tuning: Tuning) -> None:
@@ -50,7 +50,13 @@ def _print(tuning: Tuning) -> None:
             f"{row.setting.streams} streams, {row.setting.threads} threads, batch {row.setting.max_batch}: "
             f"{row.snippets_per_second:.2f} snippets/s, alone {1e3 * row.lone_seconds:.0f} ms{note}"
         )
+
+
+def _outcome(tuning: Tuning, written: Path) -> str:
+    """One sentence: what the server will run, and where that is kept."""
     if tuning.chosen == tuning.default:
-        typer.echo("the default stays: nothing is faster by more than noise")
-    else:
-        typer.echo(f"{tuning.gain:.2f} times the default (noise {tuning.noise:.2f}), measured in turn with it")
+        return f"the default stays, since nothing is faster by more than noise; {written} says so to the server"
+    return (
+        f"{tuning.gain:.2f} times the default (noise {tuning.noise:.2f}, measured in turn with it): written to {written}, "
+        "from where the server takes it at its next start"
+    )

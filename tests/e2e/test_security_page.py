@@ -69,8 +69,8 @@ def _serving(folder: Path, settings: str) -> Iterator[str]:
 
 
 def test_the_page_from_certificates_to_the_audit(folder: Path) -> None:
-    scripts, (settings,), (program,) = blocks("sh", PAGE), blocks("yaml", PAGE), blocks("python", PAGE)
-    certificates, tokens, _, first, trust, with_certificate, turn, audit = scripts
+    scripts, (settings, tls), (program,) = blocks("sh", PAGE), blocks("yaml", PAGE), blocks("python", PAGE)
+    certificates, tokens, _, first, renew, trust, with_certificate, turn, audit = scripts
     _run(certificates, folder)
     listed = _run(tokens, folder)
     assert listed.count("token:") == 3
@@ -108,7 +108,11 @@ def test_the_page_from_certificates_to_the_audit(folder: Path) -> None:
         assert "sound: " in shown
     assert "not the server's end" not in _run(audit.splitlines()[-1], folder)
     assert "the certificate desk.example is workstation now" in _run(trust, folder)
-    mutual = settings.replace("  key: pki/server.key\n", "  key: pki/server.key\n  client_ca: pki/ca.pem\n")
+    old = (folder / "pki/server.pem").read_bytes()
+    _run(renew, folder)
+    assert (folder / "pki/server.pem").read_bytes() != old
+    # The block stands in the place of the one without a client CA.
+    mutual = settings.replace(tls.replace("  client_ca: pki/ca.pem\n", ""), tls)
     assert mutual != settings
     with _serving(folder, mutual) as port:
         export = f"export PASSERBY_SERVER=localhost:{port}\n"
