@@ -82,10 +82,16 @@ def parse(text: str) -> IndexKind | None:
     except RuntimeError as error:
         raise InvalidArgumentError(
             f"index kind {text!r} is neither auto, exact, fp16, int8 nor a FAISS factory string, with parameters after "
-            f"a semicolon if need be ('IVF4096,SQ8;nprobe=32'): {str(error).splitlines()[-1]}",
+            f"a semicolon if need be ('IVF4096,SQ8;nprobe=32'): {_of_faiss(error)}",
             reason="INDEX_KIND",
         ) from error
     return kind
+
+
+def _of_faiss(error: RuntimeError) -> str:
+    """What FAISS has to say, without the place in its source: `Error in FUNCTION at FILE:LINE: WHAT`."""
+    what = re.split(r" at \S+:\d+: ", str(error).splitlines()[-1], maxsplit=1)[-1]
+    return re.sub(r"^Error: '.*' failed: |^ParameterSpace::set_index_parameter:", "", what)
 
 
 def choose(rows: int, current: IndexKind) -> IndexKind:
