@@ -6,13 +6,18 @@ import re
 
 from passerby.errors import InvalidArgumentError
 
-GALLERY_ID = re.compile(r"[a-z0-9-]{1,63}")
+GALLERY_ID = re.compile(r"(?!-$)[a-z0-9-]{1,63}")  # "galleries/-" stands for all of them (AIP-159)
 TRACKLET_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 
 
 def check_gallery_id(gallery_id: str, *, field: str = "gallery_id") -> str:
-    """`gallery_id` unchanged; raises InvalidArgumentError unless it is `[a-z0-9-]{1,63}`."""
-    return _check(GALLERY_ID, gallery_id, field, "1 to 63 of the characters a-z, 0-9 and -")
+    """`gallery_id` unchanged; raises InvalidArgumentError unless it is `[a-z0-9-]{1,63}`, and not `-` alone."""
+    return _check(
+        GALLERY_ID,
+        gallery_id,
+        field,
+        "1 to 63 of the characters a-z, 0-9 and -, which stands for all galleries when it is alone",
+    )
 
 
 def check_tracklet_id(tracklet_id: str, *, field: str = "tracklet_id") -> str:

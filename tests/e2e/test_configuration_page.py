@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from passerby_server.config import keys, load_config
 from passerby_server.settings import as_markdown
 
@@ -21,7 +22,8 @@ def test_tables_are_the_settings() -> None:
     )
 
 
-def test_commands(tmp_path: Path) -> None:
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PASSERBY_THREADS", raising=False)  # it would be written into full.yaml
     (tmp_path / "server.yaml").write_text(blocks("yaml", PAGE)[0])
     make_bundle(tmp_path / "my-bundle")
     (commands,) = blocks("sh", PAGE)

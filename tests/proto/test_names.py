@@ -16,7 +16,17 @@ def test_names_round_trip(gallery_id: str, tracklet_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "galleries/", "gallery/a", "galleries/A", "galleries/a/b", "galleries/a\n", "galleries/" + "a" * 64]
+    "name",
+    [
+        "",
+        "galleries/",
+        "galleries/-",
+        "gallery/a",
+        "galleries/A",
+        "galleries/a/b",
+        "galleries/a\n",
+        "galleries/" + "a" * 64,
+    ],
 )
 def test_malformed_gallery_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:

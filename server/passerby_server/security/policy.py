@@ -26,7 +26,8 @@ class Rule:
     """What a method takes. Fields of the request are dotted paths.
 
     gallery: the field that holds the gallery's name or id, or the name of something in it; empty for a method of no
-        gallery, `ALL_GALLERIES` for one that changes what all of them get. Methods whose requests come as a stream check each by themselves (`permit.check_gallery`).
+        gallery, `ALL_GALLERIES` for one that changes what all of them get. Methods whose requests come as a stream check
+        each by themselves (`permit.check_gallery`).
     audited: whether calls that succeed are recorded; those that are refused always are.
     identities, tracklets: fields with identities, and with names or ids of tracklets, of the request and of the answer.
     counts: fields of the answer: numbers, or lists of which the length is recorded.
@@ -106,6 +107,8 @@ def gallery_of(rule: Rule, request: Message) -> str:
     (value,) = _values(request, rule.gallery)
     if rule.gallery == "gallery_id":
         return names.check_gallery_id(value)
+    if value == f"galleries/{ALL_GALLERIES}":
+        return ALL_GALLERIES
     if value.count("/") > 1:
         return names.parse_tracklet_name(value, field=rule.gallery)[0]
     return names.parse_gallery_name(value, field=rule.gallery)
