@@ -181,12 +181,13 @@ def _create(client: Client, gallery: str) -> None:
 
 
 def _held(client: Client, gallery: str) -> int | None:
-    """Tracklets in the gallery; None for who may store and not look."""
-    from passerby.errors import PermissionDeniedError
+    """Tracklets in the gallery; None where that is not to be had (who may store may not always look): the report alone
+    loses a number by that."""
+    from passerby.errors import PasserbyError
 
     try:
         return client.gallery_stats(gallery).tracklet_count
-    except PermissionDeniedError:
+    except PasserbyError:
         return None
 
 
