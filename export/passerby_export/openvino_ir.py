@@ -66,6 +66,7 @@ def shield_correlation(model: Any) -> None:
 
     OpenVINO takes a factor before a sum for a scale of quantisation: it moves the factor behind the sum and forgets
     what was said of its number format (2026.4). A product with a column of that factor is the same and is left alone.
+    Sums over other axes than the last two stay as they are: loading the file says then which are not float32.
     """
     make = import_module("openvino.opset13")
     for total in model.get_ordered_ops():
@@ -76,7 +77,9 @@ def shield_correlation(model: Any) -> None:
         if factor is None or factor.get_type_name() != "Constant":
             continue
         shape, (axis,) = scaled.get_output_partial_shape(0), axes.get_data().ravel()
-        last = axis in (-1, len(shape) - 1)
+        last = axis % len(shape) == len(shape) - 1
+        if not last and axis % len(shape) != len(shape) - 2:
+            continue
         column = np.full(shape[int(axis)].get_length(), factor.get_data().item(), np.float32)
         weights = make.constant(column[:, None] if last else column[None, :])
         rows = scaled.input_value(0)

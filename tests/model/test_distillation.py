@@ -91,6 +91,24 @@ def test_each_view_is_seen_once_and_comes_back_the_same(people: Path, tmp_path: 
     assert not np.array_equal(batches[0].frames, batches[1].frames)
 
 
+def test_silhouettes_are_mirrored_with_the_student_s_view(tmp_path: Path) -> None:
+    picture, labels = np.zeros((64, 32, 3), np.uint8), np.zeros((64, 32), np.uint8)
+    picture[:, 4:12], labels[:, 4:12] = 200, 1
+    (tmp_path / "frames/p0/c1/t1").mkdir(parents=True)
+    for number in range(5):
+        Image.fromarray(picture).save(tmp_path / f"frames/p0/c1/t1/{number}.png")
+    Image.fromarray(labels).save(tmp_path / "mask.png")
+    tracklets, options = read(tmp_path / "frames").tracklets, Augmentation(crop=0.5, flip=0.5)
+    mask_of = lambda frame: tmp_path / "mask.png"  # noqa: E731
+    plain = ClipBuilder(tracklets, FrameStore(64, 32, 10**8), options, 5, (64, 32), 1, mask_of)
+    teacher = Teacher(make_bundle(tmp_path / "teacher"), threads=1)
+    drawn = TaughtClipBuilder(plain, teacher, 3, 10**8).batch(np.zeros(12, int), 0)
+    assert drawn.silhouettes.shape == (12, 5, 64, 32)
+    assert (drawn.silhouettes != (drawn.frames[..., 0] > 100)).mean() < 0.06, "but for the edges, since sizes differ"
+    left = drawn.silhouettes[..., :16].sum(axis=(1, 2, 3)) > drawn.silhouettes[..., 16:].sum(axis=(1, 2, 3))
+    assert 0 < left.mean() < 1, "some are mirrored"
+
+
 def test_loss_is_zero_for_the_teacher_itself_and_two_for_its_opposite() -> None:
     targets = torch.nn.functional.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     loss = Imitation(8, 8)
