@@ -3,6 +3,7 @@
     python benchmarks/gallery.py [--sizes 10000 100000] [--kinds exact int8 auto] [--rerank 500] [--name NAME]
 
 Descriptors are clusters of identities as from six cameras, one in twenty nearly a duplicate of another; 2,048 values.
+Queries are new sightings of people of the gallery.
 "Bare FAISS" is the same FAISS index called directly in this process: what the gallery adds is store, filter and exact
 ranking. A 64-query latency is that of 64 searches at once from eight threads; of bare FAISS likewise. `auto` at
 1,000,000 needs about 20 GB of memory while it is built, and 20 GB of disk.
@@ -40,11 +41,15 @@ SPACE = ModelSpace("benchmark", WIDTH, "squared_euclidean")
 SHARES = {"100 %": None, "10 %": 10, "1 %": 100, "0.01 %": 10_000}
 
 
-def chunks(size: int, seed: int = 0) -> Iterator[NDArray[np.float32]]:
-    """float32 (n <= CHUNK, WIDTH) each, `size` in all: people are clusters, one in NEAR_DUPLICATES a near-duplicate."""
-    rng = np.random.default_rng(seed)
-    people = rng.standard_normal((max(size // PER_IDENTITY, 1), LATENT), np.float32)
-    to_width = rng.standard_normal((LATENT, WIDTH), np.float32) / np.float32(np.sqrt(LATENT))
+def chunks(size: int, seed: int = 0, of: int = 0) -> Iterator[NDArray[np.float32]]:
+    """float32 (n <= CHUNK, WIDTH) each, `size` in all: people are clusters, one in NEAR_DUPLICATES a near-duplicate.
+
+    `of`: the size of the gallery whose people they are (default: `size`). Another `seed` is another sighting of them.
+    """
+    world = np.random.default_rng(0)
+    people = world.standard_normal((max((of or size) // PER_IDENTITY, 1), LATENT), np.float32)
+    to_width = world.standard_normal((LATENT, WIDTH), np.float32) / np.float32(np.sqrt(LATENT))
+    rng = np.random.default_rng([seed, 1])
     for start in range(0, size, CHUNK):
         count = min(CHUNK, size - start)
         latent = people[np.arange(start, start + count) % len(people)]
@@ -100,7 +105,7 @@ def filled(folder: Path, size: int, kind: str) -> tuple[EmbeddedGalleries, dict[
 
 
 def measured(size: int, kind: str) -> dict[str, Any]:
-    queries = np.concatenate([some[:QUERIES] for some in chunks(QUERIES, seed=1)])
+    queries = np.concatenate([some[:QUERIES] for some in chunks(QUERIES, seed=1, of=size)])
     flat = faiss.IndexFlatL2(WIDTH)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "data"
