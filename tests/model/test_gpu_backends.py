@@ -115,6 +115,7 @@ CHANGED: dict[str, EngineKey] = {
     "capability": engine_key(FILES, INPUT, (H200.model_copy(update={"compute_capability": "10.0"}),), "11.4.0"),
     "driver": engine_key(FILES, INPUT, (H200.model_copy(update={"driver": "580.1"}),), "11.4.0"),
     "tensorrt": engine_key(FILES, INPUT, (H200,), "11.5.0"),
+    "decoded": engine_key(FILES, INPUT, (H200,), "11.4.0", "w8"),
 }
 
 
@@ -130,7 +131,7 @@ def test_an_engine_holds_for_what_it_was_built_for(tmp_path: Path, what: str) ->
     for suffix in (".plan", ".json"):
         shutil.copy(engine_path(tmp_path, key).with_suffix(suffix), engine_path(tmp_path, other).with_suffix(suffix))
     assert load_engine(tmp_path, other) is None
-    same_hardware = what in ("content", "input", "max-batch")
+    same_hardware = what in ("content", "input", "max-batch", "decoded")
     assert (timing_path(tmp_path, key) == timing_path(tmp_path, other)) == same_hardware
 
 
@@ -218,14 +219,19 @@ def test_who_is_tried_after_whom(bundle: Bundle, kind: BackendKind, precision, e
 
 def test_a_gpu_gets_no_artefact_that_it_cannot_run(bundle: Bundle) -> None:
     first = bundle.manifest.artefacts[0]
-    artefacts = tuple(first.model_copy(update={"precision": name}) for name in ("fp32", "w8"))
+    ir = {"precision": "int8", "format": "openvino", "files": ("encoder.int8.xml",)}
+    artefacts = (
+        *(first.model_copy(update={"precision": name}) for name in ("fp32", "w8")),
+        first.model_copy(update=ir),
+    )
     bundle.manifest = bundle.manifest.model_copy(update={"artefacts": artefacts})
-    assert [artefact.precision for artefact, _ in candidates(bundle, "tensorrt", "auto")] == ["fp32"]
-    assert [artefact.precision for artefact, _ in candidates(bundle, "onnxruntime-cuda", "auto")] == ["fp32", "w8"]
+    for runtime in GPU_RUNTIMES:
+        assert [artefact.precision for artefact, _ in candidates(bundle, runtime, "auto")] == ["fp32", "w8"]
     with pytest.raises(
-        FailedPreconditionError, match=r"has nothing for tensorrt: encoder\.onnx \(w8\): .* all of them but w8"
+        FailedPreconditionError,
+        match=r"has nothing for tensorrt: encoder\.int8\.xml \(int8\): a GPU runs ONNX artefacts",
     ):
-        candidates(bundle, "tensorrt", "w8")
+        candidates(bundle, "tensorrt", "int8")
 
 
 @pytest.mark.parametrize("runtime", GPU_RUNTIMES)
@@ -296,11 +302,12 @@ def test_the_standby_stays_where_the_other_fails(
     assert "no room on the GPU" in caplog.text
 
 
-def test_tensorrts_tools_take_what_they_are_given(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "w8"])
+def test_tensorrts_tools_take_what_they_are_given(bundle: Bundle, tmp_path: Path, precision: str) -> None:
     """Its own Python tool is pure Python, checks names of arguments, and asks for TensorRT as the last step."""
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed: the next test builds an engine")
-    key = engine_key(FILES, bundle.manifest.input, (H200,), "11.4.0")
+    key = engine_key(FILES, bundle.manifest.input, (H200,), "11.4.0", precision)
     with pytest.raises(FailedPreconditionError, match=r"TensorRT cannot build .*encoder\.onnx: .*tensorrt") as raised:
         build_engine(bundle.root / "encoder.onnx", key, tmp_path)
     assert raised.value.reason == "BACKEND_LOAD"

@@ -31,7 +31,7 @@ def candidates(bundle: Bundle, kind: BackendKind, precision: PrecisionKind) -> l
         hint = ": use the OpenVINO backend" if {a.format for a in artefacts} == {"openvino"} else ""
         if kind in GPU_RUNTIMES:
             listed = ", ".join(f"{artefact.file} ({artefact.precision})" for artefact in artefacts)
-            hint = ": a GPU runs ONNX artefacts, TensorRT all of them but w8; export it with --precision fp32 too"
+            hint = ": a GPU runs ONNX artefacts; export it with --precision fp32 too"
         raise FailedPreconditionError(f"{bundle.root} has nothing for {kind}: {listed}{hint}", reason="BACKEND_FORMAT")
     return found
 
@@ -85,8 +85,7 @@ def _auto(artefacts: tuple[Artefact, ...]) -> list[Artefact]:
 
 def _may_run(bundle: Bundle, artefact: Artefact, runtime: BackendName) -> bool:
     if runtime in GPU_RUNTIMES:
-        # TensorRT has no Cast from int8, with which weights stored so begin.
-        return artefact.format == "onnx" and (runtime == "onnxruntime-cuda" or artefact.precision != "w8")
+        return artefact.format == "onnx"
     if runtime in artefact.runtimes:
         return True
     return bundle.allow_unverified and artefact.format == "onnx"

@@ -28,6 +28,7 @@ from passerby_model.backends.base import (
     default_max_batch,
 )
 from passerby_model.backends.buckets import bucket_for, padded, pieces
+from passerby_model.backends.decoding import DECODED, decode_weights
 from passerby_model.backends.onnxruntime import session_spec
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Input, Manifest
 from passerby_model.machine import key_id, make_folder
@@ -169,7 +170,9 @@ class OnnxRuntimeGpuBackend:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERROR_LOGS_ONLY
         chosen = providers(runtime, manifest.input, cuda_graphs=cuda_graphs, engines=engines)
-        session = onnxruntime.InferenceSession(path, options, providers=chosen)
+        decoded = runtime == "onnxruntime-tensorrt" and precision == DECODED
+        graph = decode_weights(path) if decoded else path
+        session = onnxruntime.InferenceSession(graph, options, providers=chosen)
         if session.get_providers()[0] != provider:
             raise FailedPreconditionError(
                 f"ONNX Runtime cannot use its {provider} here: driver or CUDA libraries are missing or of other versions",

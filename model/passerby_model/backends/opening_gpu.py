@@ -93,7 +93,7 @@ def _tensorrt(
 ) -> Backend:
     from passerby_model.backends.tensorrt import TensorRtBackend, build_engine, engine_key, load_engine
 
-    key = engine_key(files, bundle.manifest.input, gpus, version)
+    key = engine_key(files, bundle.manifest.input, gpus, version, artefact.precision)
     plan = load_engine(cache, key)
     if plan is None and not build:
         raise FailedPreconditionError(

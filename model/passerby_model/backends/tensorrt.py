@@ -30,6 +30,7 @@ from passerby_model.backends.base import (
     default_max_batch,
 )
 from passerby_model.backends.buckets import pieces
+from passerby_model.backends.decoding import DECODED, decode_weights
 from passerby_model.backends.gpu import Gpu
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Input, Manifest
 from passerby_model.machine import key_id, make_folder, read_record, write_record
@@ -51,6 +52,8 @@ class EngineKey(_Part):
     gpus: tuple[Gpu, ...]
     tensorrt: str
     """Its version."""
+    decoded: bool = False
+    """Whether the weights are decoded before the engine is built (`decoding.py`)."""
 
 
 class _Record(_Part):
@@ -60,10 +63,18 @@ class _Record(_Part):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-def engine_key(files: Mapping[str, str], input: Input, gpus: tuple[Gpu, ...], version: str) -> EngineKey:
+def engine_key(
+    files: Mapping[str, str], input: Input, gpus: tuple[Gpu, ...], version: str, precision: str = "fp32"
+) -> EngineKey:
     """The key of the engine that a server here would run."""
-    max_batch = default_max_batch(input.snippet_length)
-    return EngineKey(files=dict(files), input=input, max_batch=max_batch, gpus=gpus, tensorrt=version)
+    return EngineKey(
+        files=dict(files),
+        input=input,
+        max_batch=default_max_batch(input.snippet_length),
+        gpus=gpus,
+        tensorrt=version,
+        decoded=precision == DECODED,
+    )
 
 
 def engine_path(cache: Path, key: EngineKey) -> Path:
@@ -112,7 +123,7 @@ def build_engine(path: Path, key: EngineKey, cache: Path) -> bytes:
     """Builds the engine for `key` from `path` (.onnx) and keeps it. Takes minutes.
 
     Raises:
-        FailedPreconditionError: TensorRT cannot build it (BACKEND_LOAD).
+        FailedPreconditionError: TensorRT cannot build it (BACKEND_LOAD), or its weights cannot be decoded.
         OSError: it cannot be kept.
     """
     from polygraphy.backend import trt
@@ -123,7 +134,10 @@ def build_engine(path: Path, key: EngineKey, cache: Path) -> bytes:
     timing = timing_path(cache, key)
     make_folder(timing.parent)
     config = trt.CreateConfig(profiles=[profile], load_timing_cache=str(timing) if timing.is_file() else None)
-    network = trt.NetworkFromOnnxPath(str(path), strongly_typed=True)
+    if key.decoded:
+        network = trt.NetworkFromOnnxBytes(decode_weights(path), strongly_typed=True)
+    else:
+        network = trt.NetworkFromOnnxPath(str(path), strongly_typed=True)
     log.info("TensorRT %s builds an engine of %s", key.tensorrt, path)
     try:
         plan = bytes(trt.EngineBytesFromNetwork(network, config=config, save_timing_cache=str(timing))())
@@ -142,7 +156,7 @@ class TensorRtBackend:
         """Loads an engine.
 
         Raises:
-            FailedPreconditionError: it does not load here, or its outputs are not the manifest's.
+            FailedPreconditionError: it does not load here.
         """
         from polygraphy.backend import trt
 
