@@ -158,7 +158,7 @@ class Cataloguing(Erasing, Maintaining):
 
         def publish(deleted: _Deleted) -> None:
             if deleted.key is not None and (live := self._live.pop(deleted.key, None)):
-                dropped.extend(path.name for path in live.erased())
+                dropped.extend(path.name for path in live.retire())
 
         deleted = self._store.write(change, publish, scrub=True)
         files = {path.name for path in self._store.files}

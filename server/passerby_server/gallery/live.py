@@ -95,6 +95,16 @@ class LiveIndex:
         self._shelf.drop()
         return self._shelf.dropped()
 
+    def retire(self) -> list[Path]:
+        """Takes the files derived from this gallery away for good, for it is deleted; which files those were.
+
+        The background thread may be at it still, and what it builds must not come to the disk again.
+        """
+        if self._shelf is None:
+            return []
+        self._shelf.retire()
+        return self._shelf.dropped()
+
     def rebuild(self, connection: sqlite3.Connection) -> None:
         """Fills a fresh exact index from the store, while no write is under way, and puts it in place."""
         index = self._empty()

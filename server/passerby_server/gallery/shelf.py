@@ -38,6 +38,7 @@ class Shelf:
         self._path = path_of(folder, gallery_key)
         self._lock = threading.Lock()
         self._removals = 0
+        self._retired = False
         self._dropped: list[Path] = []
         self._saved: tuple[IndexKind, int] | None = None
         """Kind and size of the snapshot that lies there."""
@@ -49,6 +50,12 @@ class Shelf:
             self._removals += 1
             self._saved = None
             self._dropped += drop_snapshots(self._folder, self._gallery_key)
+
+    def retire(self) -> None:
+        """Deletes the snapshot for good, for its gallery is deleted: an index that is still being built writes none."""
+        with self._lock:
+            self._retired = True
+        self.drop()
 
     def dropped(self) -> list[Path]:
         """The files that were deleted since this was asked last."""
@@ -66,7 +73,9 @@ class Shelf:
             return
         with store.paused(), store.read() as connection:
             with self._lock:  # a drop under way shall have deleted what it deletes before anything is written
-                removals = self._removals
+                removals, retired = self._removals, self._retired
+            if retired:
+                return
             ids, codes = index.dump()
             sequence, at = snapshot.last_entry(connection)
         header = Header(

@@ -15,6 +15,7 @@ import pytest
 from passerby_server.gallery import approximate, building, kinds, shelf, snapshot
 from passerby_server.gallery.descriptors import StoppedError
 from passerby_server.gallery.embedded import EmbeddedGalleries
+from passerby_server.gallery.live import LiveIndex
 from passerby_server.gallery.snapshot import Header, Snapshot
 from passerby_server.gallery.types import ModelSpace
 
@@ -189,6 +190,26 @@ def test_a_delete_while_a_snapshot_is_written_wins(home, monkeypatch):
     galleries.create_gallery("g", "", ModelSpace("f", WIDTH, "squared_euclidean"))
     put_all(galleries, home.vectors)
     galleries.maintain()
+    assert home.files() == []
+
+
+@pytest.mark.parametrize("moment", ["built", "saved"])
+def test_a_gallery_that_is_deleted_while_its_index_is_tended_leaves_no_snapshot(home, monkeypatch, moment):
+    """One background thread tends all galleries: one that is deleted meanwhile has its turn coming still."""
+    owner, name = {"built": (building, "build"), "saved": (LiveIndex, "save")}[moment]
+    original = getattr(owner, name)
+
+    def meanwhile(*rest):
+        built = original(*rest) if moment == "built" else None
+        galleries.delete_gallery("g", force=True)
+        return built or original(*rest)
+
+    monkeypatch.setattr(owner, name, meanwhile)
+    galleries = home.open()
+    galleries.create_gallery("g", "", ModelSpace("f", WIDTH, "squared_euclidean"))
+    put_all(galleries, home.vectors)
+    galleries.maintain()
+    assert galleries.list_galleries(9).items == ()
     assert home.files() == []
 
 
