@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from passerby.errors import InvalidArgumentError
 from passerby.names import tracklet_name
 
-from passerby_server.gallery import ledger, rows
+from passerby_server.gallery import clock, ledger, rows
 from passerby_server.gallery.home import Home
 from passerby_server.gallery.ledger import Outcome
 from passerby_server.gallery.rows import GalleryRow
@@ -133,9 +133,9 @@ class Erasing(Home):
 
     def apply_retention(self) -> int:
         with self._store.read() as connection:
-            ahead = _stored_ahead(connection)
-        if ahead:
-            self._store.write(_correct_the_future)
+            news = clock.is_news(connection, "tracklets", _last_stored(connection))
+        if news:
+            self._store.write(_note_the_clock)
         with self._store.read() as connection:
             galleries = rows.find_galleries(connection)
             limits = [(gallery, rule) for gallery in galleries for rule in _rules(connection, gallery)]
@@ -323,24 +323,27 @@ def _expired(
         which, values = "camera_id = ?", [rule.camera_id]
     else:
         which, values = "camera_id NOT IN (SELECT camera_id FROM retention WHERE gallery_key = ?)", [gallery_key]
+    too_old = f"{_AGE} < ?"
+    if (since := clock.behind_since(connection, "tracklets")) is not None and since < oldest:
+        too_old = f"({too_old} OR create_time > {rows.now()})"
     # The rule is read again: it may have been taken back since the sweep began.
     return connection.execute(
-        f"SELECT vector_id, tracklet_id FROM tracklets WHERE gallery_key = ? AND {which} AND {_AGE} < ? "  # noqa: S608
+        f"SELECT vector_id, tracklet_id FROM tracklets WHERE gallery_key = ? AND {which} AND {too_old} "  # noqa: S608
         "AND EXISTS (SELECT 1 FROM retention WHERE gallery_key = ? AND camera_id = ? AND keep = ?) LIMIT ?",
         (gallery_key, *values, oldest, gallery_key, rule.camera_id, rule.keep // rows.MICROSECOND, limit),
     ).fetchall()
 
 
-def _stored_ahead(connection: sqlite3.Connection) -> bool:
-    """Whether a tracklet under a retention rule was stored later than now: the clock has gone back since."""
+def _last_stored(connection: sqlite3.Connection) -> int | None:
+    """When the last tracklet under a retention rule was stored, as the clock was then."""
     (latest,) = connection.execute(
         "SELECT max(create_time) FROM tracklets WHERE gallery_key IN (SELECT gallery_key FROM retention)"
     ).fetchone()
-    return latest is not None and latest > rows.now()
+    return None if latest is None else int(latest)
 
 
-def _correct_the_future(connection: sqlite3.Connection) -> None:
-    """What was stored while the clock was ahead would be kept for too long: it counts as stored now."""
-    now = rows.now()
-    moved = connection.execute("UPDATE tracklets SET create_time = ? WHERE create_time > ?", (now, now)).rowcount
-    logger.warning("the clock has gone back: %d tracklets were stored in its future and count as stored now", moved)
+def _note_the_clock(connection: sqlite3.Connection) -> None:
+    if clock.note(connection, "tracklets", _last_stored(connection)) is None:
+        logger.info("the clock has passed all times at which tracklets were stored")
+    else:
+        logger.warning("the clock has gone back: tracklets that were stored in its future count as stored now")

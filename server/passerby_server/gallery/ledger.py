@@ -23,6 +23,7 @@ from typing import Any
 
 from passerby.errors import FailedPreconditionError, InvalidArgumentError
 
+from passerby_server.gallery import clock
 from passerby_server.gallery.rows import MICROSECOND, from_microseconds, now
 from passerby_server.gallery.types import AuditEntry
 
@@ -123,10 +124,15 @@ def remember(connection: sqlite3.Connection, request: Request, outcome: Outcome)
 def expire(connection: sqlite3.Connection) -> int:
     """Forgets all request ids older than REQUEST_LIFETIME_DAYS; how many.
 
-    Those of a future, from which the clock has gone back since, would be kept for as long: they count as of now.
+    Those of a future, from which the clock has gone back since, would be kept for as long: they count as of the start
+    at which that was found.
     """
-    connection.execute("UPDATE requests SET time = ? WHERE time > ?", (now(), now()))
-    return connection.execute("DELETE FROM requests WHERE time < ?", (_oldest(),)).rowcount
+    (latest,) = connection.execute("SELECT max(time) FROM requests").fetchone()
+    since = clock.note(connection, "requests", latest)
+    count = connection.execute("DELETE FROM requests WHERE time < ?", (_oldest(),)).rowcount
+    if since is not None and since < _oldest():
+        count += connection.execute("DELETE FROM requests WHERE time > ?", (now(),)).rowcount
+    return count
 
 
 def _expire_some(connection: sqlite3.Connection) -> None:

@@ -213,6 +213,30 @@ def test_a_clock_that_goes_back_erases_nothing_early_and_keeps_nothing_for_years
     assert (opened.apply_retention(), _listed(opened)) == (1, [])
 
 
+def test_a_clock_that_is_wrong_for_a_moment_erases_nothing_early(folder, clock):
+    """A machine without a battery begins in 1970; the network tells it the time once the server runs."""
+    galleries = open_galleries(folder)
+    galleries.create_gallery("g", "", SPACE)
+    galleries.set_retention("g", [RetentionRule("", 10 * DAY)])
+    put(galleries, "t", [1, 0, 0, 0], request_id="r1", request_digest=b"d")
+    stored = galleries.get_tracklet("g", "t").create_time
+    galleries.close()
+    clock(-20_000)
+    galleries = open_galleries(folder)
+    assert galleries.apply_retention() == 0
+    clock(1)
+    assert galleries.apply_retention() == 0
+    galleries.close()
+    galleries = open_galleries(folder)
+    assert _listed(galleries) == ["t"]
+    assert galleries.get_tracklet("g", "t").create_time == stored
+    put(galleries, "u", [1, 0, 0, 0], request_id="r2")  # takes along what has expired
+    assert galleries.find_request("g", "r1", b"d") is not None
+    clock(10.5)
+    assert (galleries.apply_retention(), _listed(galleries)) == (1, ["u"])
+    galleries.close()
+
+
 def test_a_clock_that_goes_back_loses_no_order_and_keeps_no_request_for_years(folder, clock):
     """Stored at day 0, ahead at 3650, and back at 1: order, snapshot, request ids and the rewrite hold over restarts."""
     clock(3650)
