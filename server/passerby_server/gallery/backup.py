@@ -28,10 +28,11 @@ from passerby.errors import (
     NotFoundError,
 )
 
-from passerby_server.gallery import ledger, rows, schema
+from passerby_server.gallery import rows, schema
 from passerby_server.gallery.erasure import Erasing
 from passerby_server.gallery.files import discard, put_in_place, sync
 from passerby_server.gallery.home import REWRITE_DELAY
+from passerby_server.gallery.memory import carry_over, erased_since, memory_of
 from passerby_server.gallery.snapshot import drop_snapshots
 from passerby_server.gallery.store import (
     DATABASE_NAME,
@@ -134,7 +135,8 @@ def restore(folder: Path, data: Path, *, force: bool = False) -> int:
 
     With `force` an existing store is replaced. Who was erased from it since the backup was made (EraseIdentity) is
     erased from the restored one too, where the existing store can still be read: before it is put in place, so that
-    one that is killed leaves the existing store, or a restored one without them.
+    one that is killed leaves the existing store, or a restored one without them. The backups of the existing store stay
+    known, for later receipts.
 
     Raises:
         NotFoundError, InvalidArgumentError: `folder` is no backup. DataLossError (BACKUP_DAMAGED): it is damaged.
@@ -160,7 +162,7 @@ def restore(folder: Path, data: Path, *, force: bool = False) -> int:
         if version < len(schema.MIGRATIONS):
             Store(scratch).close()
             sync(fresh)
-        erased = _erased_identities(data / DATABASE_NAME, fresh)
+        erased = _remembered(data / DATABASE_NAME, fresh)
         if erased:
             keep_temporary_files(data)
             _erase_again(scratch, erased)
@@ -316,35 +318,17 @@ def _erase_again(folder: Path, found: list[tuple[str, str]]) -> None:
     sync(folder / DATABASE_NAME)
 
 
-def _erased_identities(old: Path, fresh: Path) -> list[tuple[str, str]]:
-    """Gallery and identity of those in `fresh` that were erased from `old`, where that can be read; not of damaged ones.
-
-    What a gallery alone holds that follows another was erased if it was erased from the other, whose place it may have
-    taken since: then the other is named, and the erasure reaches it from there.
-    """
-    if not old.is_file():
+def _remembered(old: Path, fresh: Path) -> list[tuple[str, str]]:
+    """Puts into `fresh` what it has to know of the store that it replaces; gallery and identity of who is to be erased."""
+    memory = memory_of(old)
+    if memory is None:
         return []
-    try:
-        with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as connection:
-            told = connection.execute("SELECT gallery_id, detail FROM audit WHERE action = 'EraseIdentity'").fetchall()
-            secret = connection.execute("SELECT value FROM secrets WHERE name = 'audit'").fetchone()
-    except sqlite3.Error:
-        return []
-    if secret is None:  # schema version 1, of which nobody could be erased by name
-        return []
-    (key,) = secret
-    erased = {(gallery_id, json.loads(detail)["identity"]) for gallery_id, detail in told if detail}
     with _opened(fresh) as connection:
-        named = connection.execute(
-            "SELECT DISTINCT coalesce(followed.gallery_id, ''), own.gallery_id, identity_id FROM tracklets "
-            "JOIN galleries AS own USING (gallery_key) LEFT JOIN galleries AS followed "
-            "ON followed.gallery_key = own.follows WHERE identity_id <> ''"
-        ).fetchall()
-    found: dict[tuple[str, str], None] = {}
-    for followed, own, name in named:
-        digest = ledger.pseudonym(key, "identity", "", name)
-        found |= dict.fromkeys([(one, name) for one in (followed, own) if (one, digest) in erased][:1])
-    return list(found)
+        connection.execute("BEGIN IMMEDIATE")
+        erased = erased_since(memory, connection)
+        carry_over(memory, connection)
+        connection.execute("COMMIT")
+    return erased
 
 
 def _hash(path: Path) -> tuple[int, str]:

@@ -182,14 +182,20 @@ def forget_identity(connection: sqlite3.Connection, key: bytes, gallery_id: str,
 
 
 def forget_gallery(connection: sqlite3.Connection, key: bytes, gallery_id: str) -> None:
-    """Takes the names of all its tracklets, and all details, out of a deleted gallery's audit."""
+    """Takes the names of all its tracklets, and all details that may hold a name, out of a deleted gallery's audit.
+
+    Who was erased stands there as a digest and stays: a restored backup has the gallery again.
+    """
     names = connection.execute(
         "SELECT DISTINCT tracklet_id FROM audit WHERE gallery_id = ? AND tracklet_id <> '' "
         "AND tracklet_id NOT LIKE 'hmac:%'",
         (gallery_id,),
     ).fetchall()
     forget_tracklets(connection, key, gallery_id, [name for (name,) in names])
-    connection.execute("UPDATE audit SET detail = '' WHERE gallery_id = ? AND detail <> ''", (gallery_id,))
+    connection.execute(
+        "UPDATE audit SET detail = '' WHERE gallery_id = ? AND detail <> '' AND action <> 'EraseIdentity'",
+        (gallery_id,),
+    )
 
 
 def entries(

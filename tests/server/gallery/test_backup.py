@@ -176,6 +176,66 @@ def test_who_was_erased_after_a_switch_does_not_come_back_from_before_it(opened,
     again.close()
 
 
+def _restored(backup, folder):
+    """The galleries of a backup that was put in place of those in the folder."""
+    restore(backup, folder, force=True)
+    return open_galleries(folder)
+
+
+def test_who_was_erased_does_not_come_back_by_way_of_two_restores(opened, folder, tmp_path):
+    """Monday's backup knows neither of her nor of Tuesday's, which holds her."""
+    back_up(folder, tmp_path / "monday")
+    put(opened, "hers", [9, 9, 9, 9], identity_id="ann")
+    back_up(folder, tmp_path / "tuesday")
+    opened.erase_identity("g", "ann", force=True)
+    opened.close()
+    again = _restored(tmp_path / "monday", folder)
+    receipt = again.erase_identity("g", "p1", force=True).receipt
+    assert [one.rpartition("/")[2] for one in receipt.unreachable_copies] == ["monday", "tuesday"]
+    again.close()
+    again = _restored(tmp_path / "tuesday", folder)
+    assert {record.identity_id for record in _records(again)} == {"p0"}
+    again.close()
+
+
+def test_who_was_erased_before_the_gallery_was_deleted_does_not_come_back(opened, folder, tmp_path):
+    back_up(folder, tmp_path / "backup")
+    opened.erase_identity("g", "p1", force=True)
+    opened.delete_gallery("g", force=True)
+    opened.close()
+    again = _restored(tmp_path / "backup", folder)
+    assert {record.identity_id for record in _records(again)} == {"p0"}
+    again.close()
+
+
+def test_who_came_back_by_that_name_before_the_backup_stays(opened, folder, tmp_path):
+    opened.erase_identity("g", "p1", force=True)
+    put(opened, "new", [9, 9, 9, 9], identity_id="p1")
+    back_up(folder, tmp_path / "backup")
+    opened.close()
+    again = _restored(tmp_path / "backup", folder)
+    assert "new" in _listed(again)
+    again.close()
+
+
+def test_another_stores_restore_takes_no_memory_of_the_replaced_one(opened, folder, tmp_path):
+    """It is still no way back for who was erased from what it replaces."""
+    other = open_galleries(tmp_path / "other")
+    other.create_gallery("g", "", SPACE)
+    put(other, "a", [1, 0, 0, 0], identity_id="p1")
+    put(other, "b", [1, 0, 0, 0], identity_id="p0")
+    back_up(tmp_path / "other", tmp_path / "theirs")
+    other.close()
+    back_up(folder, tmp_path / "ours")
+    opened.erase_identity("g", "p1", force=True)
+    opened.close()
+    again = _restored(tmp_path / "theirs", folder)
+    assert _listed(again) == ["b"]
+    receipt = again.erase_identity("g", "p0", force=True).receipt
+    assert [one.rpartition("/")[2] for one in receipt.unreachable_copies] == ["theirs"]
+    again.close()
+
+
 # Runs a restore, which says where it is and waits there for the end.
 STOPPED = """
 import sys, time
