@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,10 +53,11 @@ def check(data: Data, as_json: AsJson = False) -> None:
 
     damage = check(data)
     if as_json:
-        found = {"ok": not damage, "database": damage.database, "descriptors": damage.descriptors}
-        typer.echo(json.dumps(found | {"thumbnails": damage.thumbnails, "frames": damage.frames}, indent=2))
+        typer.echo(json.dumps({"ok": not damage} | dataclasses.asdict(damage), indent=2))
     else:
         for what, names in (
+            ("tracklet", damage.tracklets),
+            ("row", damage.rows),
             ("descriptor", damage.descriptors),
             ("thumbnail", damage.thumbnails),
             ("frame", damage.frames),
@@ -66,7 +68,7 @@ def check(data: Data, as_json: AsJson = False) -> None:
             typer.echo(f"damaged database: {finding}")
     if damage:
         raise DataLossError(
-            f"{data} is damaged: delete damaged tracklets and store them again, or restore a backup",
+            f"{data} is damaged: restore a backup, or delete damaged tracklets and store them again",
             reason="STORE_DAMAGED",
         )
     if not as_json:

@@ -28,7 +28,7 @@ from passerby.errors import (
     NotFoundError,
 )
 
-from passerby_server.gallery import rows, schema
+from passerby_server.gallery import rows, schema, sealing
 from passerby_server.gallery.erasure import Erasing
 from passerby_server.gallery.files import discard, put_in_place, sync
 from passerby_server.gallery.home import REWRITE_DELAY
@@ -64,16 +64,18 @@ class Backup:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What `check` found: SQLite's findings, and the names of tracklets whose descriptor, thumbnail or kept frame is
-    damaged."""
+    """What `check` found: SQLite's findings, names of tracklets of which what is said, the descriptor, the thumbnail or a
+    kept frame is damaged, and table and key of other rows that are."""
 
     database: tuple[str, ...]
+    tracklets: tuple[str, ...]
+    rows: tuple[str, ...]
     descriptors: tuple[str, ...]
     thumbnails: tuple[str, ...]
     frames: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.database or self.descriptors or self.thumbnails or self.frames)
+        return bool(self.database or self.tracklets or self.rows or self.descriptors or self.thumbnails or self.frames)
 
 
 def back_up(data: Path, target: Path) -> Backup:
@@ -93,6 +95,7 @@ def back_up(data: Path, target: Path) -> Backup:
     partial = target.with_name(f".{target.name}.partial")
     with _opened(data / DATABASE_NAME) as source:
         _check_version(source, data)
+        sealing.keep_sealed(source)
         time = rows.now()
         # One at this place is gone: deleted by hand, or its making was killed.
         source.execute("DELETE FROM backups WHERE location = ?", (str(target),))
@@ -187,22 +190,38 @@ def check(data: Path) -> Damage:
         _check_version(connection, data)
         findings = [row[0] for row in connection.execute("PRAGMA integrity_check(20)")]
         database = () if findings == ["ok"] else tuple(findings)
-        damaged = [
-            dict.fromkeys(
-                f"galleries/{gallery_id}/tracklets/{tracklet_id}"
-                for gallery_id, tracklet_id, blob, checksum in connection.execute(
-                    f"SELECT gallery_id, tracklet_id, {column}, checksum FROM tracklets "  # noqa: S608
-                    f"JOIN galleries USING (gallery_key) {join} JOIN {table} USING (vector_id)"
-                )
-                if blob is None or zlib.crc32(blob) != checksum
-            )
-            for table, column, join in (
-                ("descriptors", "descriptor", "LEFT"),
-                ("thumbnails", "thumbnail", ""),
-                ("frames", "frame", ""),
-            )
-        ]
-    return Damage(database, *map(tuple, damaged))
+        tracklets = tuple(rows.name_of(connection, key) for _, key in sealing.damaged_tracklets(connection))
+        others = (*sealing.damaged_rows(connection), *_orphans(connection))
+        return Damage(database, tracklets, others, *_damaged_values(connection))
+
+
+def _damaged_values(connection: sqlite3.Connection) -> Iterator[tuple[str, ...]]:
+    """Names of tracklets with a damaged descriptor, of those with a damaged thumbnail, and of those with a damaged frame."""
+    for table, column, join in (
+        ("descriptors", "descriptor", "LEFT"),
+        ("thumbnails", "thumbnail", ""),
+        ("frames", "frame", ""),
+    ):
+        found = connection.execute(
+            f"SELECT vector_id, {column}, checksum FROM tracklets {join} JOIN {table} USING (vector_id)"  # noqa: S608
+        )
+        crc = _thumbnail_crc if table == "thumbnails" else _value_crc
+        damaged = [key for key, blob, checksum in found if not isinstance(blob, bytes) or crc(key, blob) != checksum]
+        yield tuple(rows.name_of(connection, key) for key in dict.fromkeys(damaged))
+
+
+def _value_crc(_: int, blob: bytes) -> int:
+    return zlib.crc32(blob)
+
+
+def _thumbnail_crc(vector_id: int, blob: bytes) -> int:
+    return sealing.seal(vector_id, blob)
+
+
+def _orphans(connection: sqlite3.Connection) -> list[str]:
+    """Rows that belong to a tracklet or gallery that is not there: deleting takes them along, so only damage leaves them."""
+    found = connection.execute("PRAGMA foreign_key_check").fetchall()
+    return [f"{table} {row or ''}".strip() for table, row, _, _ in found]
 
 
 @contextlib.contextmanager
@@ -213,6 +232,7 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         )
     with translated_errors():
         connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
+        sealing.prepare(connection)
         try:
             connection.execute("PRAGMA secure_delete = ON")
             yield connection
@@ -303,9 +323,10 @@ class _Scratch(Erasing):
     def __init__(self, folder: Path) -> None:
         self._store = Store(folder)
         self._live = {}
+        self._damaged = {}
         self._rewrite_delay = REWRITE_DELAY
         with self._store.read() as connection:
-            (self._audit_key,) = connection.execute("SELECT value FROM secrets WHERE name = 'audit'").fetchone()
+            self._audit_key = rows.get_secrets(connection)["audit"]
 
     def close(self) -> None:
         self._store.close()
@@ -324,6 +345,7 @@ def _remembered(old: Path, fresh: Path) -> list[tuple[str, str]]:
     if memory is None:
         return []
     with _opened(fresh) as connection:
+        sealing.keep_sealed(connection)
         connection.execute("BEGIN IMMEDIATE")
         erased = erased_since(memory, connection)
         carry_over(memory, connection)

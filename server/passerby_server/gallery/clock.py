@@ -29,7 +29,7 @@ def note(connection: sqlite3.Connection, kind: str, latest: int | None) -> int |
     if is_news(connection, kind, latest):
         connection.execute("DELETE FROM upkeep WHERE name = ?", (_name(kind),))
         if (latest or 0) > (now := rows.now()):
-            connection.execute("INSERT INTO upkeep VALUES (?, ?)", (_name(kind), now))
+            connection.execute("INSERT INTO upkeep (name, value) VALUES (?, ?)", (_name(kind), now))
     return behind_since(connection, kind)
 
 

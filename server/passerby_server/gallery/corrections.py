@@ -9,7 +9,7 @@ from typing import Any
 from passerby.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from passerby.names import tracklet_name
 
-from passerby_server.gallery import ledger, rows
+from passerby_server.gallery import ledger, rows, sealing
 from passerby_server.gallery.home import Home, record_of
 from passerby_server.gallery.ledger import Outcome
 from passerby_server.gallery.rows import GalleryRow
@@ -50,6 +50,7 @@ class Correcting(Home):
             gallery = rows.get_gallery(connection, gallery_id)
             if (done := ledger.find(connection, request)) is not None:
                 return IdentityChange(0, done.deleted_count)
+            self._check_undamaged(connection, gallery)
             before: dict[int, str] = {}
             for name in dict.fromkeys(merged):
                 members = _members(connection, gallery, name)
@@ -113,7 +114,7 @@ def _set(connection: sqlite3.Connection, gallery: GalleryRow, before: dict[int, 
     """Gives the tracklets in `before` (vector id -> identity) the identity `after`; the number of the change."""
     number = connection.execute("INSERT INTO changes (gallery_key, undone) VALUES (?, 0)", (gallery.key,)).lastrowid
     items = [(number, vector_id, identity, after) for vector_id, identity in before.items()]
-    connection.executemany("INSERT INTO change_items VALUES (?, ?, ?, ?)", items)
+    connection.executemany("INSERT INTO change_items (change_id, vector_id, before, after) VALUES (?, ?, ?, ?)", items)
     connection.executemany(
         "UPDATE tracklets SET identity_id = ? WHERE vector_id = ?", [(after, vector_id) for vector_id in before]
     )
@@ -131,15 +132,19 @@ def _members(connection: sqlite3.Connection, gallery: GalleryRow, identity_id: s
 def _items(connection: sqlite3.Connection, gallery: GalleryRow, change_id: int) -> list[tuple[int, str, str]]:
     """What a change did to the tracklets that are still there: (vector id, identity before, identity after)."""
     row = connection.execute(
-        "SELECT undone FROM changes WHERE change_id = ? AND gallery_key = ?", (change_id, gallery.key)
+        f"SELECT {sealing.selected('changes')} FROM changes WHERE change_id = ? AND gallery_key = ?",  # noqa: S608
+        (change_id, gallery.key),
     ).fetchone()
     if row is None:
         raise NotFoundError(f"{gallery.record.gallery_id} has no change {change_id}", reason="CHANGE_NOT_FOUND")
-    if row[0]:
+    what = f"change {change_id} of gallery {gallery.record.gallery_id}"
+    if sealing.opened(row, what)[2]:
         raise FailedPreconditionError(f"change {change_id} has been undone already", reason="CHANGE_UNDONE")
-    return connection.execute(
-        "SELECT vector_id, before, after FROM change_items WHERE change_id = ?", (change_id,)
-    ).fetchall()
+    items = connection.execute(
+        f"SELECT {sealing.selected('change_items')} FROM change_items WHERE change_id = ?",  # noqa: S608
+        (change_id,),
+    )
+    return [(vector_id, before, after) for _, vector_id, before, after in (sealing.opened(row, what) for row in items)]
 
 
 def _check_shown(connection: sqlite3.Connection, gallery: GalleryRow, expected: dict[int, str]) -> None:

@@ -52,7 +52,7 @@ def get_descriptors(
         marks = ",".join("?" * len(chunk))
         statement = f"SELECT vector_id, checksum, descriptor FROM descriptors WHERE vector_id IN ({marks})"  # noqa: S608
         found += connection.execute(f"{statement} ORDER BY vector_id", chunk).fetchall()
-    return _arrays(found)
+    return _arrays(connection, found)
 
 
 def gallery_ids(connection: sqlite3.Connection, gallery_key: int) -> NDArray[np.int64]:
@@ -61,6 +61,14 @@ def gallery_ids(connection: sqlite3.Connection, gallery_key: int) -> NDArray[np.
     statement = "SELECT coalesce(group_concat(vector_id), '') FROM tracklets WHERE gallery_key = ?"
     (text,) = connection.execute(statement, (gallery_key,)).fetchone()
     return np.sort(np.fromstring(text, np.int64, sep=",")) if text else np.zeros(0, np.int64)
+
+
+def descriptors_lack(connection: sqlite3.Connection, gallery_key: int) -> bool:
+    """Whether a tracklet of a gallery has no descriptor, which only damage brings about."""
+    statement = (
+        "SELECT 1 FROM tracklets WHERE gallery_key = ? AND vector_id NOT IN (SELECT vector_id FROM descriptors) LIMIT 1"
+    )
+    return connection.execute(statement, (gallery_key,)).fetchone() is not None
 
 
 def batches(
@@ -80,10 +88,11 @@ def batches(
             raise StoppedError
         with reading() as connection:
             found = connection.execute(statement, (gallery_key, after, BATCH)).fetchall()
-        if not found:
-            return
+            if not found:
+                return
+            part = _arrays(connection, found)
         after = found[-1][0]
-        yield _arrays(found)
+        yield part
 
 
 class Remembered:
@@ -107,10 +116,12 @@ class Remembered:
         return found, descriptors
 
 
-def _arrays(found: list[tuple[int, int, bytes]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _arrays(
+    connection: sqlite3.Connection, found: list[tuple[int, int, bytes]]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     if not found:
         return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
     for vector_id, checksum, blob in found:
-        check_descriptor(vector_id, checksum, blob)
+        check_descriptor(connection, vector_id, checksum, blob)
     values = np.frombuffer(b"".join([blob for _, _, blob in found]), "<f4").astype(np.float32, copy=False)
     return np.array([row[0] for row in found], np.int64), values.reshape(len(found), -1)

@@ -6,6 +6,7 @@ index; the method returns after both. At open the index comes from its snapshot 
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,10 +18,10 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from passerby.errors import AlreadyExistsError, InternalError
+from passerby.errors import AlreadyExistsError, DataLossError, InternalError
 from passerby.names import tracklet_name
 
-from passerby_server.gallery import kinds, ledger, paging, rows, search, validate
+from passerby_server.gallery import kinds, ledger, paging, rows, sealing, search, validate
 from passerby_server.gallery.catalogue import Cataloguing
 from passerby_server.gallery.corrections import Correcting
 from passerby_server.gallery.home import REWRITE_DELAY, record_of
@@ -43,6 +44,8 @@ from passerby_server.gallery.types import (
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 OPTIMISTIC_SEARCHES = 3
 """Searches that run beside writes; if a write came between each time, the next one holds the writes back."""
 
@@ -61,7 +64,7 @@ def open_galleries(
     Raises:
         FailedPreconditionError: another server uses the folder (DATA_FOLDER_IN_USE), a newer passerby wrote it
             (SCHEMA_TOO_NEW), somebody else did (NOT_A_STORE), or it cannot be written (STORE_NOT_WRITABLE).
-        DataLossError: the database or a descriptor in it is damaged.
+        DataLossError: the database is damaged beyond single tracklets, or what a gallery or a secret is.
         InvalidArgumentError: no such kind of index (INDEX_KIND).
     """
     keep_temporary_files(folder)
@@ -101,7 +104,8 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
             self._prepare_snapshots()
             self._live: dict[int, LiveIndex] = {}
             with self._store.read() as connection:
-                secrets = dict(connection.execute("SELECT name, value FROM secrets").fetchall())
+                secrets = rows.get_secrets(connection)
+                self._damaged = find_damage(connection)
                 self._page_key, self._audit_key = secrets["page_token"], secrets["audit"]
                 for row in rows.find_galleries(connection):
                     self._start(row).load(connection)
@@ -195,7 +199,7 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
         validate.check_filter(filter)
         limit = paging.page_limit(page_size)
         with self._store.read() as connection:
-            gallery = rows.get_gallery(connection, gallery_id)
+            gallery = self._with_damaged(rows.get_gallery(connection, gallery_id))
             bound_to = paging.listing("ListTracklets", gallery.key, filter)
             after = int(paging.read_token(self._page_key, bound_to, page_token)) if page_token else 0
             found = rows.list_records(connection, gallery, filter, after, limit + 1)
@@ -225,11 +229,13 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
 
     def _search_once(self, gallery_id: str, query: SearchQuery, *, rebuild: bool) -> tuple[Hit, ...]:
         with self._store.read() as connection:
-            gallery = rows.get_gallery(connection, gallery_id)
+            gallery = self._with_damaged(rows.get_gallery(connection, gallery_id))
             validate.check_model(gallery_id, gallery.record.space, query.fingerprint, query.descriptor)
             live = self._live.get(gallery.key)
             if live is None:
                 raise search.StateMovedError
+            if live.damage is not None:
+                raise DataLossError(live.damage.message, reason=live.damage.reason)
             if rebuild and live.stale:
                 live.rebuild(connection)
             if live.stale:
@@ -246,6 +252,20 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
     def _publish_tracklet(self, ingested: _Ingested) -> None:
         if ingested.vector is not None:
             self._live[ingested.gallery_key].add(ingested.vector_id, ingested.vector)
+
+
+def find_damage(connection: sqlite3.Connection) -> dict[int, frozenset[int]]:
+    """Vector ids of damaged tracklets by gallery key. The log has their number only: names never stand there."""
+    found: dict[int, set[int]] = {}
+    for gallery_key, vector_id in sealing.damaged_tracklets(connection):
+        found.setdefault(gallery_key, set()).add(vector_id)
+    if found:
+        logger.error(
+            "%d tracklets are damaged in the store: answers that would need them fail. `passerby gallery check` names "
+            "them; restore the data folder from a backup",
+            sum(map(len, found.values())),
+        )
+    return {gallery_key: frozenset(ids) for gallery_key, ids in found.items()}
 
 
 def _insert(connection: sqlite3.Connection, gallery: GalleryRow, tracklet_id: str, tracklet: NewTracklet) -> int:

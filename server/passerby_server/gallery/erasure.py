@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from passerby.errors import InvalidArgumentError
 from passerby.names import tracklet_name
 
-from passerby_server.gallery import clock, ledger, rows
+from passerby_server.gallery import clock, ledger, rows, sealing
 from passerby_server.gallery.home import Home
 from passerby_server.gallery.ledger import Outcome
 from passerby_server.gallery.rows import GalleryRow
@@ -70,6 +70,7 @@ class Erasing(Home):
             raise InvalidArgumentError.of("identity_id", "is required: it names whom to erase")
         if not force:
             with self._store.read() as connection:
+                self._check_undamaged(connection, *_galleries(connection, gallery_id))
                 found = {
                     vector_id
                     for gallery in _galleries(connection, gallery_id)
@@ -83,6 +84,7 @@ class Erasing(Home):
             galleries = _galleries(connection, gallery_id)
             if (done := ledger.find(connection, request)) is not None:
                 return _Erased(count=done.deleted_count, repeated=True)
+            self._check_undamaged(connection, *galleries)
             parts = [self._forget_identity(connection, gallery, identity_id) for gallery in galleries]
             erased = _Erased(
                 tuple(one for part in parts for one in part.ids),
@@ -120,7 +122,7 @@ class Erasing(Home):
             gallery = rows.get_gallery(connection, gallery_id)
             connection.execute("DELETE FROM retention WHERE gallery_key = ?", (gallery.key,))
             values = [(gallery.key, rule.camera_id, rule.keep // rows.MICROSECOND) for rule in rules]
-            connection.executemany("INSERT INTO retention VALUES (?, ?, ?)", values)
+            connection.executemany("INSERT INTO retention (gallery_key, camera_id, keep) VALUES (?, ?, ?)", values)
             said = [f"{rule.camera_id or 'all cameras'}: {rule.keep.total_seconds():g} s" for rule in rules]
             ledger.record(connection, "SetRetention", gallery_id, rules=said)
 
@@ -222,7 +224,7 @@ class Erasing(Home):
 
     def _mark_due(self, connection: sqlite3.Connection) -> None:
         due = rows.now() + self._rewrite_delay // rows.MICROSECOND
-        connection.execute("INSERT OR IGNORE INTO upkeep VALUES ('rewrite_due', ?)", (due,))
+        connection.execute("INSERT OR IGNORE INTO upkeep (name, value) VALUES ('rewrite_due', ?)", (due,))
 
     def _erase_files(self, erased: _Erased) -> list[str]:
         """Has the indexes' own files rewritten; those and the store's, relative to the data folder."""
@@ -239,7 +241,10 @@ class Erasing(Home):
     ) -> Receipt:
         with self._store.read() as connection:
             due = connection.execute("SELECT value FROM upkeep WHERE name = 'rewrite_due'").fetchone()
-            backups = connection.execute("SELECT time, location FROM backups ORDER BY time").fetchall()
+            backups = [
+                sealing.opened(row, f"the record of backup {row[0]}")[1:]
+                for row in connection.execute(f"SELECT {sealing.selected('backups')} FROM backups ORDER BY time")  # noqa: S608
+            ]
         return Receipt(
             erase_time=datetime.now(UTC),
             tracklet_names=tuple(names),
@@ -308,9 +313,11 @@ def _with_twins(connection: sqlite3.Connection, gallery: GalleryRow, found: Sequ
 
 def _rules(connection: sqlite3.Connection, gallery: GalleryRow) -> list[RetentionRule]:
     found = connection.execute(
-        "SELECT camera_id, keep FROM retention WHERE gallery_key = ? ORDER BY camera_id", (gallery.key,)
+        f"SELECT {sealing.selected('retention')} FROM retention WHERE gallery_key = ? ORDER BY camera_id",  # noqa: S608
+        (gallery.key,),
     )
-    return [RetentionRule(camera_id, keep * rows.MICROSECOND) for camera_id, keep in found]
+    opened = [sealing.opened(row, f"a retention rule of gallery {gallery.record.gallery_id}") for row in found]
+    return [RetentionRule(camera_id, keep * rows.MICROSECOND) for _, camera_id, keep in opened]
 
 
 def _expired(

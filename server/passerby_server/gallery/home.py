@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 
 from passerby_server.gallery import ledger, rows
@@ -24,6 +25,8 @@ class Home:
     """By gallery key."""
     _page_key: bytes
     _audit_key: bytes
+    _damaged: dict[int, frozenset[int]]
+    """Vector ids of the tracklets that were found damaged at the start, by gallery key."""
     _rewrite_delay: timedelta
 
     def _request(self, gallery_id: str, request_id: str, method: str, *parts: object) -> Request:
@@ -36,8 +39,19 @@ class Home:
         for gallery_key, vector_id in removed:
             of_gallery.setdefault(gallery_key, []).append(vector_id)
         for gallery_key, vector_ids in of_gallery.items():
+            if damaged := self._damaged.get(gallery_key):
+                self._damaged[gallery_key] = damaged.difference(vector_ids)
             if live := self._live.get(gallery_key):
                 live.remove(*vector_ids)
+
+    def _with_damaged(self, gallery: rows.GalleryRow) -> rows.GalleryRow:
+        return replace(gallery, damaged=self._damaged.get(gallery.key, frozenset()))
+
+    def _check_undamaged(self, connection: sqlite3.Connection, *galleries: rows.GalleryRow) -> None:
+        """Raises DataLossError (TRACKLET_DAMAGED) where a change goes by what rows say, and one is known to be damaged."""
+        for gallery in galleries:
+            if damaged := self._damaged.get(gallery.key):
+                raise rows.damaged_tracklet(connection, min(damaged))
 
 
 def record_of(connection: sqlite3.Connection, gallery: rows.GalleryRow, vector_id: int) -> TrackletRecord:

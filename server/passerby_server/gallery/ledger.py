@@ -23,7 +23,7 @@ from typing import Any
 
 from passerby.errors import FailedPreconditionError, InvalidArgumentError
 
-from passerby_server.gallery import clock
+from passerby_server.gallery import clock, sealing
 from passerby_server.gallery.rows import MICROSECOND, from_microseconds, now
 from passerby_server.gallery.types import AuditEntry
 
@@ -77,12 +77,13 @@ def find(connection: sqlite3.Connection, request: Request) -> Outcome | None:
     if not request.request_id:
         return None
     row = connection.execute(
-        "SELECT method, digest, vector_id, deleted_count FROM requests WHERE gallery_id = ? AND request_id = ?",
+        f"SELECT {sealing.selected('requests')} FROM requests WHERE gallery_id = ? AND request_id = ?",  # noqa: S608
         (request.gallery_id, request.request_id),
     ).fetchone()
     if row is None:
         return None
-    method, digest, vector_id, deleted_count = row
+    what = f"what request {request.request_id} to gallery {request.gallery_id} did"
+    _, _, method, digest, vector_id, deleted_count, _ = sealing.opened(row, what)
     if method != request.method or digest != request.digest:
         raise InvalidArgumentError.of(
             "request_id", "was used for another request: use a new one", reason="REQUEST_ID_REUSED"
@@ -108,7 +109,8 @@ def remember(connection: sqlite3.Connection, request: Request, outcome: Outcome)
     if request.request_id:
         _expire_some(connection)
         connection.execute(
-            "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO requests (gallery_id, request_id, method, digest, vector_id, deleted_count, time) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 request.gallery_id,
                 request.request_id,
@@ -173,10 +175,11 @@ def forget_identity(connection: sqlite3.Connection, key: bytes, gallery_id: str,
     """Puts the keyed digest of an erased identity in its name's place wherever a detail holds it."""
     hidden = pseudonym(key, "identity", "", identity_id)
     mentions = connection.execute(
-        "SELECT audit_id, detail FROM audit WHERE gallery_id = ? AND instr(detail, ?)",
+        f"SELECT {sealing.selected('audit')} FROM audit WHERE gallery_id = ? AND instr(detail, ?)",  # noqa: S608
         (gallery_id, json.dumps(identity_id)),
     ).fetchall()
-    for audit_id, detail in mentions:
+    for row in mentions:
+        audit_id, *_, detail = sealing.opened(row, f"audit entry {row[0]} of gallery {gallery_id}")
         told = {name: _without(value, identity_id, hidden) for name, value in json.loads(detail).items()}
         connection.execute("UPDATE audit SET detail = ? WHERE audit_id = ?", (json.dumps(told), audit_id))
 
@@ -220,11 +223,12 @@ def entries(
         conditions.append("(instr(detail, ?) OR instr(detail, ?))")
         values += [json.dumps(identity_id), pseudonym(key, "identity", "", identity_id)]
     rows = connection.execute(
-        "SELECT audit_id, time, action, gallery_id, tracklet_id, detail FROM audit "  # noqa: S608
+        f"SELECT {sealing.selected('audit')} FROM audit "  # noqa: S608
         f"WHERE {' AND '.join(conditions)} ORDER BY audit_id LIMIT ?",
         (*values, limit),
     )
-    return [(audit_id, AuditEntry(from_microseconds(time), *rest)) for audit_id, time, *rest in rows]
+    opened = [sealing.opened(row, f"audit entry {row[0]} of gallery {gallery_id}") for row in rows]
+    return [(audit_id, AuditEntry(from_microseconds(time), *rest)) for audit_id, time, *rest in opened]
 
 
 def _without(value: Any, name: str, instead: str) -> Any:

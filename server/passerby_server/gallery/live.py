@@ -3,6 +3,7 @@ rebuilt from the store when in doubt."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from passerby.errors import PasserbyError
+from passerby.errors import DataLossError, PasserbyError
 
 from passerby_server.gallery import building, kinds, rows
 from passerby_server.gallery.approximate import ApproximateIndex
@@ -59,6 +60,8 @@ class LiveIndex:
         self.index: Index = self._empty()
         self.kind = EXACT
         self.stale = False
+        self.damage: DataLossError | None = None
+        """Why it could not be built: a damaged descriptor, until a tracklet is deleted."""
 
     def want(self, kind: IndexKind | None) -> None:
         """Asks for another kind (None: by size), which the next `improve` builds."""
@@ -79,6 +82,7 @@ class LiveIndex:
         ids = np.unique(np.array(vector_ids, np.int64))
         if (removed := self._removed) is not None:
             removed.append(ids)
+        self.damage = None
         if self._shelf is not None:
             self._shelf.drop()
         if self.stale:
@@ -108,15 +112,29 @@ class LiveIndex:
     def rebuild(self, connection: sqlite3.Connection) -> None:
         """Fills a fresh exact index from the store, while no write is under way, and puts it in place."""
         index = self._empty()
+        self.stale = True
+        try:
+            self._fill(index, connection)
+        except DataLossError as error:
+            self.damage = error
+            logger.error("the index of gallery %d cannot be built: a descriptor is damaged", self._gallery_key)  # noqa: TRY400
+            raise
+        self._switch(index, EXACT)
+
+    def _fill(self, index: Index, connection: sqlite3.Connection) -> None:
         for ids, descriptors in rows.descriptor_batches(connection, self._gallery_key, REBUILD_BATCH):
             index.add(ids, descriptors)
-        self._switch(index, EXACT)
 
     def load(self, connection: sqlite3.Connection) -> None:
         """Takes the index from its snapshot and brings it to the store's state, or builds the exact one from the store.
 
-        A snapshot that does not fit (another model or kind, a store set back to an earlier state) is deleted.
+        A snapshot that does not fit (another model or kind, a store set back to an earlier state) is deleted. Where a
+        descriptor is damaged it stays `stale`: searches fail, everything else goes on.
         """
+        with contextlib.suppress(DataLossError):  # kept in `damage`
+            self._load(connection)
+
+    def _load(self, connection: sqlite3.Connection) -> None:
         found = None if self._shelf is None else self._shelf.take(connection, self._space, self._wanted)
         if found is None:
             self.rebuild(connection)

@@ -97,9 +97,12 @@ class Maintaining(Home):
         """Makes the key of the snapshots, if absent, and deletes those of galleries that are gone."""
 
         def change(connection: sqlite3.Connection) -> tuple[bytes, set[int]]:
-            connection.execute("INSERT OR IGNORE INTO secrets VALUES ('snapshot', ?)", (secrets.token_bytes(32),))
-            (key,) = connection.execute("SELECT value FROM secrets WHERE name = 'snapshot'").fetchone()
-            return key, {found for (found,) in connection.execute("SELECT gallery_key FROM galleries")}
+            connection.execute(
+                "INSERT OR IGNORE INTO secrets (name, value) VALUES ('snapshot', ?)", (secrets.token_bytes(32),)
+            )
+            return rows.get_secrets(connection)["snapshot"], {
+                found for (found,) in connection.execute("SELECT gallery_key FROM galleries")
+            }
 
         self._snapshot_key, present = self._store.write(change)
         folder = self._store.path.parent

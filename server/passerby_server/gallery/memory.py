@@ -12,7 +12,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from passerby_server.gallery import ledger
+from passerby_server.gallery import ledger, sealing
 
 Erasure = tuple[int, str, str]
 """Time, gallery id and detail of an audit entry of `EraseIdentity`; time and detail tell one from all others."""
@@ -36,13 +36,24 @@ def memory_of(path: Path) -> Memory | None:
         return None
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            sealing.prepare(connection)
             secret = connection.execute(_KEY).fetchone()
             if secret is None:
                 return None
             backups = connection.execute("SELECT time, location FROM backups ORDER BY backup_id").fetchall()
-            return Memory(secret[0], tuple(connection.execute(_ERASURES).fetchall()), tuple(backups))
+            erasures = filter(_is_whole, connection.execute(_ERASURES).fetchall())
+            return Memory(secret[0], tuple(erasures), tuple(one for one in backups if one[1].isprintable()))
     except sqlite3.Error:
         return None
+
+
+def _is_whole(erasure: Erasure) -> bool:
+    """Whether an entry can be read: one with a flipped bit must not be in the way of the others."""
+    _, gallery_id, detail = erasure
+    try:
+        return gallery_id.isascii() and detail.isascii() and isinstance(json.loads(detail)["identity"], str)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def erased_since(memory: Memory, fresh: sqlite3.Connection) -> list[tuple[str, str]]:

@@ -38,7 +38,8 @@ _CARRY = (
     f"DELETE FROM labels WHERE vector_id IN (SELECT new.vector_id FROM {_TWINS})",  # noqa: S608
     "INSERT INTO labels SELECT new.vector_id, key, value FROM labels JOIN tracklets AS old USING (vector_id) "
     "JOIN tracklets AS new USING (tracklet_id) WHERE old.gallery_key = :old AND new.gallery_key = :new",
-    "INSERT OR IGNORE INTO thumbnails (vector_id, thumbnail, checksum) SELECT new.vector_id, thumbnail, checksum "
+    "INSERT OR IGNORE INTO thumbnails (vector_id, thumbnail, checksum) SELECT new.vector_id, thumbnail, "
+    "CASE checksum WHEN seal(old.vector_id, thumbnail) THEN seal(new.vector_id, thumbnail) ELSE -1 END "
     "FROM thumbnails JOIN tracklets AS old USING (vector_id) JOIN tracklets AS new USING (tracklet_id) "
     "WHERE old.gallery_key = :old AND new.gallery_key = :new",
     "INSERT INTO frames SELECT new.vector_id, number, checksum, frame FROM frames JOIN tracklets AS old USING (vector_id) "
@@ -52,7 +53,7 @@ _CARRY = (
     f"(SELECT old.vector_id AS old_id, new.vector_id AS new_id FROM {_TWINS}) AS twin WHERE vector_id = twin.old_id",
     "UPDATE changes SET gallery_key = :new WHERE gallery_key = :old",
     "DELETE FROM retention WHERE gallery_key = :new",
-    "INSERT INTO retention SELECT :new, camera_id, keep FROM retention WHERE gallery_key = :old",
+    "INSERT INTO retention (gallery_key, camera_id, keep) SELECT :new, camera_id, keep FROM retention WHERE gallery_key = :old",
     # The time of its making too: with its name it tells a client's journal which gallery its lines are of.
     "UPDATE galleries SET (display_name, index_kind, false_match_rate, keep_frames, create_time, follows) = "
     "(SELECT display_name, index_kind, false_match_rate, keep_frames, create_time, NULL FROM galleries "
@@ -105,6 +106,7 @@ class Replacing(Erasing, Maintaining):
                     f"{gallery_name(retired_id)} exists already: delete it, or give the old gallery another name",
                     reason="GALLERY_EXISTS",
                 )
+            self._check_undamaged(connection, old, new)
             missing = _check(connection, old, new, allow_missing)
             said = {"name": gallery_id, "replacement": replacement_id, "retired": retired_id}
             for statement in _CARRY:

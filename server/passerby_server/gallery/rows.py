@@ -1,4 +1,7 @@
-"""Between rows of the store and the gallery's value types. Everything here runs inside a caller's transaction."""
+"""Between rows of the store and the gallery's value types. Everything here runs inside a caller's transaction.
+
+What is read is compared with its seal or checksum: DataLossError names what is damaged.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import logging
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +19,8 @@ from numpy.typing import NDArray
 from passerby.errors import DataLossError, NotFoundError
 from passerby.names import gallery_name, tracklet_name
 
+from passerby_server.gallery import sealing
+from passerby_server.gallery.sealing import seal
 from passerby_server.gallery.types import (
     GalleryOptions,
     GalleryRecord,
@@ -31,13 +36,10 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 MAX_VARIABLES = 500
 """Values bound to one statement at most; SQLite's own limit is 32,766."""
-_COLUMNS = "vector_id, tracklet_id, camera_id, start_time, end_time, identity_id, frame_count, create_time"
-
-
+_COLUMNS = sealing.selected("tracklets")
 _GALLERIES = (
-    "SELECT gallery_key, gallery_id, display_name, fingerprint, descriptor_dim, metric, create_time, index_kind, "
-    "false_match_rate, keep_frames, (SELECT gallery_id FROM galleries AS other WHERE other.gallery_key = galleries.follows) "
-    "FROM galleries"
+    f"SELECT {sealing.selected('galleries')}, "  # noqa: S608
+    "(SELECT gallery_id FROM galleries AS other WHERE other.gallery_key = galleries.follows) FROM galleries"
 )
 
 
@@ -47,6 +49,8 @@ class GalleryRow:
 
     key: int
     record: GalleryRecord
+    damaged: frozenset[int] = field(default=frozenset())
+    """Vector ids of tracklets that are known to be damaged: no condition on their columns rules them out."""
 
 
 def to_microseconds(time: datetime | None) -> int | None:
@@ -84,8 +88,10 @@ def get_gallery(connection: sqlite3.Connection, gallery_id: str) -> GalleryRow:
 
 
 def _gallery(row: Sequence[Any]) -> GalleryRow:
-    key, gallery_id, display_name, fingerprint, dimension, metric, create_time, index_kind, rate, keep, follows = row
-    options = GalleryOptions(index_kind, rate, follows or "", bool(keep))
+    *sealed, followed = row
+    values = sealing.opened(sealed, f"gallery {sealed[1]} (number {sealed[0]})")
+    key, gallery_id, display_name, fingerprint, dimension, metric, create_time, index_kind, rate, _, keep = values
+    options = GalleryOptions(index_kind, rate, followed or "", bool(keep))
     space = ModelSpace(fingerprint, dimension, metric)
     return GalleryRow(key, GalleryRecord(gallery_id, display_name, space, from_microseconds(create_time), options))
 
@@ -127,7 +133,7 @@ def list_records(
     connection: sqlite3.Connection, gallery: GalleryRow, where: TrackletFilter, after: int, limit: int
 ) -> list[tuple[int, TrackletRecord]]:
     """Up to `limit` tracklets that pass the filter and were stored after vector id `after`, in storing order."""
-    condition, values = filter_sql(gallery.key, where)
+    condition, values = _condition(gallery, where)
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM tracklets WHERE {condition} AND vector_id > ? ORDER BY vector_id LIMIT ?",  # noqa: S608
         (*values, after, limit),
@@ -137,11 +143,20 @@ def list_records(
 
 def allowed_ids(connection: sqlite3.Connection, gallery: GalleryRow, where: TrackletFilter) -> NDArray[np.int64]:
     """Vector ids of the tracklets that pass the filter; int64 (n,), ascending."""
-    condition, values = filter_sql(gallery.key, where)
+    condition, values = _condition(gallery, where)
     # One long text instead of n rows: several times faster, and other threads run meanwhile.
     statement = f"SELECT coalesce(group_concat(vector_id), '') FROM tracklets WHERE {condition}"  # noqa: S608
     (text,) = connection.execute(statement, values).fetchone()
     return np.sort(np.fromstring(text, np.int64, sep=",")) if text else np.zeros(0, np.int64)
+
+
+def _condition(gallery: GalleryRow, where: TrackletFilter) -> tuple[str, list[Any]]:
+    """The filter, which lets damaged tracklets through: reading them fails, leaving them out might be wrong."""
+    condition, values = filter_sql(gallery.key, where)
+    if not gallery.damaged:
+        return condition, values
+    anyway = "vector_id IN (SELECT value FROM json_each(?))"
+    return f"(({condition}) OR {anyway})", [*values, json.dumps(sorted(gallery.damaged))]
 
 
 def filter_sql(gallery_key: int, where: TrackletFilter) -> tuple[str, list[Any]]:
@@ -196,9 +211,11 @@ def _travel_sql(windows: Sequence[TravelWindow]) -> tuple[str, list[Any]]:
     return f"({' OR '.join(parts)})", values
 
 
-def get_identities(connection: sqlite3.Connection, vector_ids: Iterable[int]) -> dict[int, str]:
-    """Identity of each tracklet that is there; empty when unknown."""
+def get_identities(connection: sqlite3.Connection, gallery: GalleryRow, vector_ids: Iterable[int]) -> dict[int, str]:
+    """Identity of each tracklet that is there; empty when unknown. Raises DataLossError for one known to be damaged."""
     identities: dict[int, str] = {}
+    if damaged := gallery.damaged.intersection(vector_ids):
+        raise damaged_tracklet(connection, min(damaged))
     for chunk in _chunks([int(vector_id) for vector_id in vector_ids]):
         statement = f"SELECT vector_id, identity_id FROM tracklets WHERE vector_id IN ({_marks(chunk)})"  # noqa: S608
         identities.update(connection.execute(statement, chunk))
@@ -208,7 +225,7 @@ def get_identities(connection: sqlite3.Connection, vector_ids: Iterable[int]) ->
 def put_thumbnail(connection: sqlite3.Connection, vector_id: int, thumbnail: bytes) -> None:
     connection.execute(
         "INSERT INTO thumbnails (vector_id, thumbnail, checksum) VALUES (?, ?, ?)",
-        (vector_id, thumbnail, zlib.crc32(thumbnail)),
+        (vector_id, thumbnail, seal(vector_id, thumbnail)),
     )
 
 
@@ -217,12 +234,8 @@ def get_thumbnail(connection: sqlite3.Connection, vector_id: int) -> bytes:
     row = connection.execute("SELECT thumbnail, checksum FROM thumbnails WHERE vector_id = ?", (vector_id,)).fetchone()
     if row is None:
         return b""
-    if zlib.crc32(row[0]) != row[1]:
-        raise DataLossError(
-            f"the stored thumbnail number {vector_id} is damaged: delete the tracklet and store it again, or restore "
-            "the data folder from a backup",
-            reason="THUMBNAIL_DAMAGED",
-        )
+    if seal(vector_id, row[0]) != row[1]:
+        raise sealing.damage(f"the thumbnail of {name_of(connection, vector_id)}", "THUMBNAIL_DAMAGED")
     return bytes(row[0])
 
 
@@ -232,7 +245,7 @@ def get_thumbnails(connection: sqlite3.Connection, vector_ids: Iterable[int]) ->
     for chunk in _chunks([int(vector_id) for vector_id in vector_ids]):
         statement = f"SELECT vector_id, thumbnail, checksum FROM thumbnails WHERE vector_id IN ({_marks(chunk)})"  # noqa: S608
         for vector_id, thumbnail, checksum in connection.execute(statement, chunk):
-            if zlib.crc32(thumbnail) == checksum:
+            if seal(vector_id, thumbnail) == checksum:
                 thumbnails[vector_id] = thumbnail
             else:
                 logger.error("the stored thumbnail number %d is damaged and left out", vector_id)
@@ -249,10 +262,7 @@ def get_frames(connection: sqlite3.Connection, vector_id: int) -> tuple[bytes, .
     statement = "SELECT checksum, frame FROM frames WHERE vector_id = ? ORDER BY number"
     found = connection.execute(statement, (vector_id,)).fetchall()
     if any(zlib.crc32(frame) != checksum for checksum, frame in found):
-        raise DataLossError(
-            f"a kept frame of tracklet number {vector_id} is damaged: restore the data folder from a backup",
-            reason="FRAME_DAMAGED",
-        )
+        raise sealing.damage(f"a kept frame of {name_of(connection, vector_id)}", "FRAME_DAMAGED")
     return tuple(frame for _, frame in found)
 
 
@@ -263,10 +273,10 @@ def put_descriptor(connection: sqlite3.Connection, vector_id: int, descriptor: N
 
 def get_descriptor(connection: sqlite3.Connection, vector_id: int) -> NDArray[np.float32]:
     """float32 (D,). Raises DataLossError when its checksum does not fit."""
-    checksum, blob = connection.execute(
+    row = connection.execute(
         "SELECT checksum, descriptor FROM descriptors WHERE vector_id = ?", (vector_id,)
     ).fetchone()
-    return decode_descriptor(vector_id, checksum, blob)
+    return decode_descriptor(connection, vector_id, *(row or (None, None)))
 
 
 def descriptor_batches(
@@ -283,25 +293,46 @@ def descriptor_batches(
     )
     while batch := rows.fetchmany(batch_size):
         ids = np.array([row[0] for row in batch], np.int64)
-        yield ids, np.stack([decode_descriptor(*row) for row in batch])
+        yield ids, np.stack([decode_descriptor(connection, *row) for row in batch])
 
 
-def check_descriptor(vector_id: int, checksum: int | None, blob: bytes | None) -> None:
+def check_descriptor(connection: sqlite3.Connection, vector_id: int, checksum: int | None, blob: bytes | None) -> None:
     """Raises DataLossError (DESCRIPTOR_DAMAGED) when it is missing, or its checksum does not fit."""
     if blob is None or zlib.crc32(blob) != checksum:
-        raise DataLossError(
-            f"the stored descriptor number {vector_id} is damaged: restore the data folder from a backup",
-            reason="DESCRIPTOR_DAMAGED",
-        )
+        raise sealing.damage(f"the descriptor of {name_of(connection, vector_id)}", "DESCRIPTOR_DAMAGED")
 
 
-def decode_descriptor(vector_id: int, checksum: int | None, blob: bytes | None) -> NDArray[np.float32]:
-    check_descriptor(vector_id, checksum, blob)
+def decode_descriptor(
+    connection: sqlite3.Connection, vector_id: int, checksum: int | None, blob: bytes | None
+) -> NDArray[np.float32]:
+    check_descriptor(connection, vector_id, checksum, blob)
     return np.frombuffer(blob or b"", "<f4").astype(np.float32)
 
 
+def name_of(connection: sqlite3.Connection, vector_id: int) -> str:
+    """The name of a damaged tracklet, by the index of names, which has another copy than its row."""
+    row = connection.execute(
+        "SELECT gallery_id, tracklet_id FROM tracklets INDEXED BY sqlite_autoindex_tracklets_1 "
+        "JOIN galleries USING (gallery_key) WHERE +vector_id = ?",
+        (vector_id,),
+    ).fetchone()
+    name = f"galleries/{row[0]}/tracklets/{row[1]}" if row else f"tracklet number {vector_id}"
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def damaged_tracklet(connection: sqlite3.Connection, vector_id: int) -> DataLossError:
+    """The error that names a tracklet that is not as it was stored."""
+    return sealing.damage(name_of(connection, vector_id), "TRACKLET_DAMAGED")
+
+
+def get_secrets(connection: sqlite3.Connection) -> dict[str, bytes]:
+    """The store's secrets by name. Raises DataLossError (ROW_DAMAGED)."""
+    found = connection.execute(f"SELECT {sealing.selected('secrets')} FROM secrets")  # noqa: S608
+    return {row[0]: sealing.opened(row, f"the secret {row[0]}")[1] for row in found}
+
+
 def _tracklet(gallery: GalleryRow, row: Sequence[Any], labels: Mapping[str, str]) -> TrackletRecord:
-    _, tracklet_id, camera_id, start, end, identity_id, frame_count, create_time = row
+    _, _, tracklet_id, camera_id, start, end, identity_id, frame_count, create_time, _ = row
     return TrackletRecord(
         gallery_id=gallery.record.gallery_id,
         tracklet_id=tracklet_id,
@@ -324,6 +355,9 @@ def _with_labels(
         for vector_id, key, value in connection.execute(statement, chunk):
             labels[vector_id][key] = value
     for row in rows:
+        of_labels = sum(seal(row[0], key, value) for key, value in labels[row[0]].items())
+        if row[-1] != seal(*row[:-1]) + of_labels:
+            raise damaged_tracklet(connection, row[0])
         yield row, labels[row[0]]
 
 

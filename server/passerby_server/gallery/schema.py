@@ -14,6 +14,8 @@ crash leaves either the old schema or the new one. To change the schema, append 
     secrets              keys of the page tokens and of the digests that stand for erased names in the audit
     upkeep               work that must not be forgotten: since when the file is due to be written anew
     backups              those that were made, for the receipts of erasures
+
+Every row has a checksum: descriptors, thumbnails and frames one of their value, all others a seal (see `sealing`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import zlib
 
 from passerby.errors import FailedPreconditionError
 
+from passerby_server.gallery import sealing
 from passerby_server.gallery.ledger import pseudonym
 
 APPLICATION_ID = 0x70736279  # "psby" in the file header: tells our files from other people's
@@ -157,7 +160,29 @@ _V4 = (
     ) STRICT""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3, _V4)
+_SEALED_IN_V5 = {
+    "galleries": "gallery_key, gallery_id, display_name, fingerprint, descriptor_dim, metric, create_time, index_kind, "
+    "false_match_rate, follows, keep_frames",
+    "tracklets": "vector_id, gallery_key, tracklet_id, camera_id, start_time, end_time, identity_id, frame_count, create_time",
+    "retention": "gallery_key, camera_id, keep",
+    "changes": "change_id, gallery_key, undone",
+    "change_items": "change_id, vector_id, before, after",
+    "requests": "gallery_id, request_id, method, digest, vector_id, deleted_count, time",
+    "audit": "audit_id, time, action, gallery_id, tracklet_id, detail",
+    "secrets": "name, value",
+    "upkeep": "name, value",
+    "backups": "backup_id, time, location",
+}
+_V5 = (
+    *(f"ALTER TABLE {table} ADD COLUMN seal INTEGER NOT NULL DEFAULT 0" for table in _SEALED_IN_V5),
+    *(f"UPDATE {table} SET seal = seal({columns})" for table, columns in _SEALED_IN_V5.items()),  # noqa: S608
+    "UPDATE tracklets SET seal = seal + (SELECT sum(seal(vector_id, key, value)) FROM labels "
+    "WHERE vector_id = tracklets.vector_id) WHERE vector_id IN (SELECT vector_id FROM labels)",
+    # Of the number and the thumbnail: it tells, too, when one has come to another tracklet.
+    "UPDATE thumbnails SET checksum = CASE checksum WHEN crc32(thumbnail) THEN seal(vector_id, thumbnail) ELSE -1 END",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3, _V4, _V5)
 """Statements of each migration; the schema version is how many were applied."""
 
 
@@ -181,6 +206,7 @@ def migrate(connection: sqlite3.Connection, migrations: tuple[tuple[str, ...], .
             reason="SCHEMA_TOO_NEW",
         )
     connection.create_function("crc32", 1, zlib.crc32, deterministic=True)
+    sealing.prepare(connection)
     connection.create_function("pseudonym", 4, pseudonym, deterministic=True)
     for version in range(before, len(migrations)):
         _apply(connection, version + 1, migrations[version])

@@ -177,7 +177,7 @@ def _groups(
     count = query.top_k * GROUP_GROWTH
     while True:
         candidates = ranker.best(count)
-        identities = rows.get_identities(connection, [ranked.vector_id for ranked in candidates])
+        identities = rows.get_identities(connection, gallery, [ranked.vector_id for ranked in candidates])
         if len(identities) < len(candidates):
             raise StateMovedError
         leaders: dict[str | int, _Ranked] = {}
@@ -202,7 +202,7 @@ def _members(
         return []
     where = replace(query.filter, identity_ids=frozenset(identities))
     members = rows.allowed_ids(connection, gallery, where)
-    identity_of = rows.get_identities(connection, members.tolist())
+    identity_of = rows.get_identities(connection, gallery, members.tolist())
     return [(ranked, identity_of[ranked.vector_id]) for ranked in ranker.among(members)]
 
 

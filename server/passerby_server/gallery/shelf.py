@@ -13,7 +13,7 @@ import numpy as np
 
 from passerby_server.gallery import kinds, snapshot
 from passerby_server.gallery.approximate import ApproximateIndex
-from passerby_server.gallery.descriptors import BATCH, StoppedError, gallery_ids, get_descriptors
+from passerby_server.gallery.descriptors import BATCH, StoppedError, descriptors_lack, gallery_ids, get_descriptors
 from passerby_server.gallery.files import put_in_place
 from passerby_server.gallery.kinds import IndexKind
 from passerby_server.gallery.snapshot import Header, Snapshot, drop_snapshots, path_of
@@ -117,6 +117,9 @@ class Shelf:
         kind = IndexKind(found.header.factory, found.header.parameters)
         stored = gallery_ids(connection, self._gallery_key)
         new = np.setdiff1d(stored, found.ids, assume_unique=True)
+        if descriptors_lack(connection, self._gallery_key):  # building from the store will say so
+            self.drop()
+            return None
         if len(new) and len(found.ids) and new[0] < found.ids[-1]:
             self.drop()
             return None

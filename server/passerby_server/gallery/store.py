@@ -27,7 +27,7 @@ from passerby.errors import (
     UnavailableError,
 )
 
-from passerby_server.gallery import schema
+from passerby_server.gallery import schema, sealing
 from passerby_server.gallery.files import discard
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class _Write(Generic[T]):
 
 
 class Store:
-    """An open store. Raises FailedPreconditionError and DataLossError as `schema.migrate` and `_verify` say."""
+    """An open store. Raises FailedPreconditionError and DataLossError as `schema.migrate` and `sealing.verify` say."""
 
     def __init__(self, folder: Path) -> None:
         with ExitStack() as undo:
@@ -219,12 +219,14 @@ class Store:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
         for pragma in ("foreign_keys = ON", "synchronous = FULL", "secure_delete = ON", "trusted_schema = OFF"):
             connection.execute(f"PRAGMA {pragma}")
+        sealing.prepare(connection)
         return connection
 
     def _prepare(self) -> None:
         self._writer.execute("PRAGMA journal_mode = WAL")
-        _verify(self._writer, self.path)
+        sealing.verify(self._writer, self.path)
         schema.migrate(self._writer)
+        sealing.keep_sealed(self._writer)
         # A crash may have left erased content in the log; nobody reads yet, so this always succeeds.
         self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -321,6 +323,11 @@ def translated_errors() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _translate(error) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes what it cannot read
+        raise DataLossError(
+            "the gallery database is damaged: what it says of its tables is no text; restore the data folder from a backup",
+            reason="STORE_DAMAGED",
+        ) from error
 
 
 def _translate(error: sqlite3.Error) -> PasserbyError:
@@ -331,6 +338,11 @@ def _translate(error: sqlite3.Error) -> PasserbyError:
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return DataLossError(
             f"the gallery database is damaged: {text}; restore the data folder from a backup", reason="STORE_DAMAGED"
+        )
+    if str(error) == sealing.RAISED:
+        return DataLossError(
+            "a row that this changes is damaged in the store: restore the data folder from a backup",
+            reason="ROW_DAMAGED",
         )
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return FailedPreconditionError(
@@ -375,13 +387,3 @@ def _make_private(database: Path) -> None:
             f"cannot keep {database} to its owner alone: {error.strerror}; check who owns the data folder",
             reason="STORE_NOT_WRITABLE",
         ) from error
-
-
-def _verify(connection: sqlite3.Connection, path: Path) -> None:
-    """Raises DataLossError unless SQLite finds the whole file sound."""
-    findings = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
-    if findings != ["ok"]:
-        raise DataLossError(
-            f"the gallery database {path} is damaged ({'; '.join(findings)}): restore the data folder from a backup",
-            reason="STORE_DAMAGED",
-        )

@@ -293,9 +293,21 @@ def test_flipped_bit_in_a_descriptor_is_found(folder):
     assert content.count(needle) == 1
     flipped = np.array([123.00001, 0, 0, 0], np.float32).tobytes()
     database.write_bytes(content.replace(needle, flipped))
-    with pytest.raises(DataLossError, match="number 124") as caught:
-        open_galleries(folder)
-    assert reason(caught) == "DESCRIPTOR_DAMAGED"
+    galleries = open_galleries(folder)
+    for _ in range(2):
+        with pytest.raises(DataLossError, match="galleries/g/tracklets/t123 ") as caught:
+            galleries.search("g", ask([0, 0, 0, 0]))
+        assert reason(caught) == "DESCRIPTOR_DAMAGED"
+    with pytest.raises(DataLossError, match="galleries/g/tracklets/t123 "):
+        galleries.get_descriptor("g", "t123")
+    np.testing.assert_array_equal(galleries.get_descriptor("g", "t124"), [124, 0, 0, 0])
+    galleries.create_gallery("h", "", SPACE)
+    put(galleries, "u", [1, 0, 0, 0], gallery_id="h")
+    put(galleries, "u", [123, 0, 0, 0])
+    assert ids(galleries.search("h", ask([0, 0, 0, 0]))) == ["u"]
+    galleries.delete_tracklet("g", "t123")
+    assert ids(galleries.search("g", ask([123, 0, 0, 0], 2))) == ["u", "t122"]
+    galleries.close()
 
 
 @pytest.mark.parametrize("stray", ["-wal", "-shm", "-journal", ".restoring"])
