@@ -81,10 +81,13 @@ class UnrolledLstm(nn.Module):
         named = dict(lstm.named_parameters())
         self.into.weight, self.into.bias = named["weight_ih_l0"], named["bias_ih_l0"]
         self.again.weight, self.again.bias = named["weight_hh_l0"], named["bias_hh_l0"]
+        # A constant of the graph: zeros made while it runs are an operator whose int64 TensorRT's list does not have.
+        self.register_buffer("start", torch.zeros(1, lstm.hidden_size), persistent=False)
+        self.start: Tensor
 
     def forward(self, sequence: Tensor) -> tuple[Tensor, None]:
         """float (B, N, C) -> (outputs float (B, N, hidden), None), the first element as of nn.LSTM."""
-        hidden = cell = sequence.new_zeros(1, self.hidden_size)
+        hidden = cell = self.start
         outputs = []
         for n in range(self.snippet_length):
             gates = self.into(sequence[:, n]) + self.again(hidden)

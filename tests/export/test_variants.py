@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from passerby.errors import InvalidArgumentError, NotFoundError
 from passerby_export import export as stage
 from passerby_export.export import Options
+from passerby_export.inspection import not_in_tensorrt
 from passerby_model import checkpoint as checkpoints
 from passerby_model.backends import BackendName, base, open_backend
 from passerby_model.bundle import open_bundle
@@ -49,6 +51,7 @@ def test_a_variant_is_served_as_pytorch_computes_it(
     stage.export(tmp_path / "best.pt", tmp_path / "bundle")
 
     bundle = open_bundle(tmp_path / "bundle")
+    assert not_in_tensorrt(onnx.load(bundle.root / "encoder.onnx")) == []
     assert (bundle.manifest.architecture, bundle.manifest.descriptor_dim) == (name, encoder.descriptor_size)
     sizes = [(mask.block, mask.height, mask.width) for mask in bundle.manifest.masks]
     assert sizes == [(block, *architecture.map_size(block)) for block in architecture.cosam]
