@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from passerby.errors import InvalidArgumentError
 from passerby_model.backends import (
     Backend,
     BackendKind,
@@ -29,6 +30,7 @@ from passerby_model.backends import (
     first_that_opens,
     open_artefact,
 )
+from passerby_model.backends.base import GPU_RUNTIMES
 from passerby_model.backends.choice import candidates
 from passerby_model.backends.cores import usable_cores
 from passerby_model.backends.tuning import Measured, Setting, Tuning, tuning_key
@@ -113,8 +115,13 @@ def tune(
         seconds: about how long to measure; a few rounds are made however long they take.
 
     Raises:
+        InvalidArgumentError: `backend` is one of a GPU.
         The errors of `open_bundle` and `open_backend`.
     """
+    if backend in GPU_RUNTIMES:
+        raise InvalidArgumentError(
+            f"there is nothing to tune for {backend}: one batch computes at a time, in one of a few sizes that are fixed"
+        )
     bundle = open_bundle(path)
     found = candidates(bundle, backend, precision)
     artefact, runtime = first_that_opens(found, lambda a, r: (open_artefact(bundle, a, r, Options(threads)), (a, r)))[1]

@@ -100,6 +100,7 @@ def test_the_command_says_what_it_measured_and_refuses_what_it_does_not_know(tmp
     assert stays != taken
     assert ".json" in done.out.splitlines()[-1]
     assert run("bundle", "tune", bundle, "--backend", "abacus").code == 1
+    assert "nothing to tune for tensorrt" in run("bundle", "tune", bundle, "--backend", "tensorrt").err
     (tmp_path / "file").write_text("no folder")
     done = run("bundle", "tune", bundle, "--cache", tmp_path / "file")
     assert (done.code, "name another folder with --cache" in done.err) == (1, True)
