@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from .options import MachineCache, cache_folder, one_of
+
 if TYPE_CHECKING:
     from passerby_model.descriptors import Progress
     from passerby_model.protocol import Rerank
@@ -82,10 +84,16 @@ def evaluate_command(
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of the encoder; 0 for all cores.")] = 0,
     device: Annotated[str, typer.Option(help="Of a checkpoint: auto, cpu or cuda.")] = "auto",
-    backend: Annotated[str, typer.Option(help="Of a bundle: auto, openvino or onnxruntime.")] = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="Of a bundle: auto, openvino, onnxruntime; on a GPU tensorrt, onnxruntime-tensorrt, onnxruntime-cuda."
+        ),
+    ] = "auto",
     precision: Annotated[
         str, typer.Option(help="Of a bundle with several number formats: auto, or one such as fp32, bf16, int8.")
     ] = "auto",
+    machine_cache: MachineCache = None,
     ca_file: Annotated[
         Path | None,
         typer.Option(
@@ -98,7 +106,7 @@ def evaluate_command(
 ) -> None:
     """Measure how well a model finds people: mAP and CMC under a named protocol, and which distance means the same person."""
     from passerby.errors import InvalidArgumentError
-    from passerby_model.backends.base import BackendKind
+    from passerby_model.backends.base import GPU_RUNTIMES, BackendKind
     from passerby_model.backends.choice import PrecisionKind
     from passerby_model.datasets import read_identities
     from passerby_model.protocol import parse_protocol
@@ -115,9 +123,8 @@ def evaluate_command(
         raise InvalidArgumentError("a bundle is calibrated on one data set: give --data once")
     if attribute_labels is not None and attributes is None:
         raise InvalidArgumentError("--attribute-labels goes with --attributes: name some, or all")
-    for flag, value, known in (("backend", backend, BackendKind), ("precision", precision, PrecisionKind)):
-        if value not in get_args(known):
-            raise InvalidArgumentError(f"--{flag} is {', '.join(get_args(known))}; got {value!r}")
+    kind = one_of("--backend", backend, get_args(BackendKind))
+    number_format = one_of("--precision", precision, get_args(PrecisionKind))
     options = Options(
         format=format,  # type: ignore[arg-type]  # checked by read_splits
         protocol=parse_protocol(protocol),
@@ -138,8 +145,9 @@ def evaluate_command(
         model,
         threads=threads,
         device=device,
-        backend=backend,  # type: ignore[arg-type]  # checked above
-        precision=precision,  # type: ignore[arg-type]  # checked above
+        backend=kind,
+        precision=number_format,
+        machine_cache=cache_folder(machine_cache, "--machine-cache") if kind in GPU_RUNTIMES else None,
         ca_file=ca_file,
     )
     with opened:

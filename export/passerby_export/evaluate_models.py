@@ -1,7 +1,7 @@
 """What is evaluated: a checkpoint, a bundle or a running server, each a way from tracklets to descriptors.
 
     checkpoint (.pt)    PyTorch, in this process
-    bundle (folder)     OpenVINO or ONNX Runtime, in this process
+    bundle (folder)     OpenVINO, ONNX Runtime or TensorRT, in this process
     server (HOST:PORT)  its EmbedTracklet, through the public client, frames as they lie on disk
 
 All three cut tracklets by one `ClipScheme` and average snippets alike, so that they give the same figures.
@@ -92,6 +92,7 @@ def open_model(
     backend: BackendKind = "auto",
     precision: PrecisionKind = "auto",
     allow_unverified: bool = False,
+    machine_cache: Path | None = None,
     ca_file: Path | None = None,
     timeout: float = 60.0,
 ) -> EvaluatedModel:
@@ -102,6 +103,7 @@ def open_model(
         device: of a checkpoint: "cpu", "cuda", or "auto" for cuda where there is one.
         backend, precision: of a bundle: what computes, and which of its number formats.
         allow_unverified: also a bundle without a passing parity report.
+        machine_cache: of a bundle on a GPU: the server's cache folder (`passerby_model.machine`).
         ca_file: certificates to trust; connects to a server with TLS.
         timeout: seconds for each call of a server; long tracklets get more.
 
@@ -112,7 +114,12 @@ def open_model(
     path = Path(target)
     if path.is_dir():
         return BundleModel(
-            path, backend=backend, precision=precision, threads=threads, allow_unverified=allow_unverified
+            path,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            allow_unverified=allow_unverified,
+            machine_cache=machine_cache,
         )
     if path.is_file():
         return CheckpointModel(path, threads=threads, device=device)
@@ -208,13 +215,20 @@ class BundleModel(_InProcess):
         precision: PrecisionKind = "auto",
         threads: int = 0,
         allow_unverified: bool = False,
+        machine_cache: Path | None = None,
     ) -> None:
         from passerby_model.backends import open_backend
+        from passerby_model.backends.base import GPU_RUNTIMES
         from passerby_model.bundle import open_bundle
 
         bundle = open_bundle(path, allow_unverified=allow_unverified)
         manifest = bundle.manifest
-        self._backend = open_backend(bundle, backend, precision=precision, threads=threads)
+        if backend in GPU_RUNTIMES and machine_cache is not None:
+            from .verify_gpu import open_proven
+
+            self._backend = open_proven(bundle, backend, precision, machine_cache)
+        else:
+            self._backend = open_backend(bundle, backend, precision=precision, threads=threads)
         self.description = ModelDescription(
             kind="bundle",
             source=path.resolve().name,

@@ -16,9 +16,20 @@ Cache = Annotated[
     ),
 ]
 
+MachineCache = Annotated[
+    Path | None,
+    typer.Option(
+        "--machine-cache",
+        envvar="PASSERBY_CACHE__FOLDER",
+        metavar="FOLDER",
+        help="On a GPU: the server's cache.folder, for engines and proofs. Default: passerby in the user's cache folder.",
+        show_default=False,
+    ),
+]
 
-def cache_folder(given: Path | None) -> Path:
-    """The cache folder, made when missing. Raises FailedPreconditionError when it cannot be."""
+
+def cache_folder(given: Path | None, flag: str = "--cache") -> Path:
+    """The cache folder, made when missing; `flag` names it. Raises FailedPreconditionError when it cannot be."""
     import os
 
     from passerby.errors import FailedPreconditionError
@@ -26,12 +37,12 @@ def cache_folder(given: Path | None) -> Path:
 
     folder = given or default_cache(os.environ)
     if folder is None:
-        raise FailedPreconditionError("there is no home folder to keep a result in: name a folder with --cache")
+        raise FailedPreconditionError(f"there is no home folder to keep a result in: name a folder with {flag}")
     try:
         return make_folder(folder)
     except OSError as error:
         raise FailedPreconditionError(
-            f"{folder} cannot be written ({error.strerror}): name another folder with --cache", reason="CACHE_FOLDER"
+            f"{folder} cannot be written ({error.strerror}): name another folder with {flag}", reason="CACHE_FOLDER"
         ) from error
 
 

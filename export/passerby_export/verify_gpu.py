@@ -1,4 +1,7 @@
-"""`passerby bundle verify --backend tensorrt`: the parity gate on a GPU, whose report stays on the machine that it is about."""
+"""`passerby bundle verify --backend tensorrt`: the parity gate on a GPU, whose report stays on the machine that it is about.
+
+`passerby evaluate` opens encoders on a GPU here, too: what has no proof yet goes through the gate first.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import logging
 from pathlib import Path
 
 from passerby.errors import FailedPreconditionError
-from passerby_model.backends import BackendName, Options, PrecisionKind, open_backend
+from passerby_model.backends import Backend, BackendName, Options, PrecisionKind, open_artefact, open_backend
 from passerby_model.backends.choice import candidates
-from passerby_model.backends.opening_gpu import open_on_gpu
+from passerby_model.backends.opening_gpu import ENGINE_MISSING, PROOF_MISSING, open_on_gpu
 from passerby_model.backends.proofs import save_proof
-from passerby_model.bundle import Parity, open_bundle
+from passerby_model.bundle import Bundle, Parity, open_bundle
 
 from .parity import all_batches, compare
 from .verify import limits_of, trials_of
@@ -44,3 +47,22 @@ def verify_on_gpu(
             reason="BUNDLE_UNSTABLE",
         )
     return report, save_proof(cache, found.key, report)
+
+
+def open_proven(bundle: Bundle, runtime: BackendName, precision: PrecisionKind, cache: Path) -> Backend:
+    """The encoder on a GPU as a server runs it, from the same cache folder; what a server would have prepared beside
+    it (the engine, the proof) is made here first.
+
+    Raises:
+        The errors of `open_artefact` and `verify_on_gpu`: nothing else is taken instead.
+    """
+    artefact = candidates(bundle, runtime, precision)[0][0]
+    options = Options(cache=cache)
+    try:
+        return open_artefact(bundle, artefact, runtime, options)
+    except FailedPreconditionError as error:
+        if error.reason not in (ENGINE_MISSING, PROOF_MISSING):
+            raise
+    log.info("preparing %s on %s and comparing it with the network", artefact.file, runtime)
+    verify_on_gpu(bundle.root, runtime, precision, cache)
+    return open_artefact(bundle, artefact, runtime, options)
