@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from passerby.errors import DataLossError, PasserbyError
+from passerby.errors import DataLossError, PasserbyError, UnavailableError
 
 from passerby_server.gallery import building, kinds, rows
 from passerby_server.gallery.approximate import ApproximateIndex
@@ -169,6 +169,8 @@ class LiveIndex:
                 self._switch(index, kind)
         except StoppedError:
             return False
+        except UnavailableError:  # for a moment: another time it can be built
+            raise
         except (RuntimeError, MemoryError, PasserbyError):  # FAISS raises RuntimeError
             logger.exception(
                 "gallery %d stays with its %s index: %s cannot be built", self._gallery_key, self.kind, kind

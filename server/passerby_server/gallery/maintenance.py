@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
-from passerby.errors import UnavailableError
+from passerby.errors import DataLossError, UnavailableError
 
 from passerby_server.gallery import kinds, rows
 from passerby_server.gallery.descriptors import StoppedError
@@ -75,12 +75,18 @@ class Maintaining(Home):
         )
 
     def maintain(self) -> None:
-        """One round of what the background thread does; returns when it is done."""
+        """One round of what the background thread does; returns when it is done.
+
+        What is wrong with one gallery, such as a damaged descriptor, is logged and keeps nothing from the others.
+        """
         with self._round:
             for live in list(self._live.values()):
-                live.improve(self._store, self._stop)
-                live.save(self._store, self._stop)
-                live.audit.run(self._store.read, self._stop)
+                try:
+                    live.improve(self._store, self._stop)
+                    live.save(self._store, self._stop)
+                    live.audit.run(self._store.read, self._stop)
+                except DataLossError:
+                    logger.exception("the index of one gallery is not looked after; the others are")
 
     def _start(self, gallery: rows.GalleryRow) -> LiveIndex:
         """The index of a gallery, empty when it is new."""
@@ -131,8 +137,10 @@ class Maintaining(Home):
                 self.maintain()
             except StoppedError:
                 return
-            except UnavailableError:
-                logger.info("the index's maintenance ends: the gallery is closed")
-                return
+            except UnavailableError as error:
+                if error.reason == "SHUTTING_DOWN":
+                    logger.info("the index's maintenance ends: the gallery is closed")
+                    return
+                logger.warning("maintenance of the indexes is tried again: %s", error.message)
             except Exception:
                 logger.exception("maintenance of the indexes failed; it is tried again")

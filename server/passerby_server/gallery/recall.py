@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from passerby.errors import DataLossError
 
 from passerby_server.gallery.approximate import scan
 from passerby_server.gallery.descriptors import BATCH, Reading, StoppedError, gallery_ids, stored_now
@@ -81,10 +82,18 @@ class RecallAudit:
             self.recall = Recall()
 
     def run(self, reading: Reading, stop: threading.Event) -> None:
-        """Repeats what waits; returns early when the gallery is searched again, and goes on another time."""
+        """Repeats what waits; returns early when the gallery is searched again, and goes on another time.
+
+        Raises DataLossError at a damaged descriptor, which all that wait would meet: they are dropped.
+        """
         while self._idle() and self._waiting:
             sample = self._waiting[0]
-            counted = self._counted(sample, reading, stop)
+            try:
+                counted = self._counted(sample, reading, stop)
+            except DataLossError:
+                with self._lock:
+                    self._waiting.clear()
+                raise
             with self._lock:
                 if counted is None or not self._waiting or self._waiting[0] is not sample:
                     return

@@ -4,14 +4,15 @@ kind in the background; all of it against brute force, and with many threads at 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from passerby.errors import InvalidArgumentError
+from passerby.errors import InvalidArgumentError, UnavailableError
 from passerby_model.metrics import unit_rows
-from passerby_server.gallery import approximate, building, kinds, recall
+from passerby_server.gallery import approximate, building, kinds, maintenance, recall
 from passerby_server.gallery.approximate import ApproximateIndex, scan
 from passerby_server.gallery.descriptors import Remembered
 from passerby_server.gallery.embedded import EmbeddedGalleries
@@ -320,6 +321,46 @@ def test_live_queries_are_repeated_exactly_in_idle_time(grown, monkeypatch):
     assert worse.queries == 55
     assert 0.3 < (worse.value or 0.0) < 1.0
     assert len(entries) == 300
+
+
+def test_a_damaged_gallery_keeps_no_other_from_its_index(grown, monkeypatch, caplog):
+    monkeypatch.setattr(recall, "SHARE", 1.0)
+    monkeypatch.setattr(recall, "IDLE_SECONDS", 0.0)
+    galleries = grown("int8")
+    put_all(galleries, clustered(300))
+    galleries.maintain()
+    galleries.create_gallery("h", "", ModelSpace("f", WIDTH, "squared_euclidean"))
+    for number, vector in enumerate(clustered(300, seed=3)):
+        galleries.ingest("h", NewTracklet(f"u{number}", "c"), vector, "f", b"")
+    galleries.search("g", ask(clustered(1, seed=9)[0], 3, "f"))
+    galleries._store.write(
+        lambda connection: connection.execute("UPDATE descriptors SET checksum = 1 WHERE vector_id < 9")
+    )
+    galleries.maintain()
+    assert [str(galleries.index_kind(name)) for name in "gh"] == ["SQ8", "SQ8"]
+    galleries.maintain()
+    assert sum("one gallery is not looked after" in message for message in caplog.messages) == 1
+
+
+def test_a_store_that_is_busy_for_a_moment_puts_an_end_to_no_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(maintenance, "PERIOD", 0.01)
+    build, busy = building.build, [UnavailableError("busy", reason="STORE_BUSY")]
+
+    def busy_once(*rest):
+        if busy:
+            raise busy.pop()
+        return build(*rest)
+
+    monkeypatch.setattr(building, "build", busy_once)
+    galleries = EmbeddedGalleries(tmp_path, threads=2, index="int8")
+    galleries.create_gallery("g", "", ModelSpace("f", WIDTH, "squared_euclidean"))
+    put_all(galleries, clustered(300))
+    deadline = time.monotonic() + 30
+    while str(galleries.index_kind("g")) != "SQ8" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    kind = str(galleries.index_kind("g"))
+    galleries.close()
+    assert (kind, busy) == ("SQ8", [])
 
 
 class _Mob:
