@@ -134,7 +134,7 @@ def _in_any_file(folder, numbers):
 
 
 @pytest.mark.timeout(60 + 30 * KILLS)
-def test_kill_loses_nothing_doubles_nothing_and_revives_nothing(tmp_path):
+def test_kill_loses_nothing_doubles_nothing_and_revives_nothing(tmp_path, caplog):
     dice = random.Random(20261121)
     galleries = open_galleries(tmp_path / "data")
     galleries.create_gallery("g", "", ModelSpace("f", D, "squared_euclidean"))
@@ -169,6 +169,7 @@ def test_kill_loses_nothing_doubles_nothing_and_revives_nothing(tmp_path):
         galleries.close()
     assert len(stored) >= 2 * KILLS
     assert deleted
+    assert "are lost" not in caplog.text
 
 
 # Migration

@@ -27,7 +27,7 @@ from passerby.errors import (
     UnavailableError,
 )
 
-from passerby_server.gallery import schema, sealing
+from passerby_server.gallery import schema, sealing, wal
 from passerby_server.gallery.files import discard
 
 T = TypeVar("T")
@@ -191,7 +191,11 @@ class Store:
     @property
     def files(self) -> tuple[Path, ...]:
         """Those that a delete has written over: the database and its log; none while a read kept the log from that."""
-        return () if self._scrub_wanted else (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        return () if self._scrub_wanted else (self.path, self._log)
+
+    @property
+    def _log(self) -> Path:
+        return self.path.with_name(f"{self.path.name}-wal")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -223,8 +227,14 @@ class Store:
         return connection
 
     def _prepare(self) -> None:
+        commits = wal.commits(self._log)
         self._writer.execute("PRAGMA journal_mode = WAL")
         sealing.verify(self._writer, self.path)
+        _, read, _ = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if lost := wal.lost(commits, read):
+            logger.error(
+                "%s is damaged: %d acknowledged commits at least are lost; see the backups", self._log.name, lost
+            )
         schema.migrate(self._writer)
         sealing.keep_sealed(self._writer)
         # A crash may have left erased content in the log; nobody reads yet, so this always succeeds.

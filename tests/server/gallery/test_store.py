@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -330,8 +331,11 @@ def test_what_a_killed_restore_left_is_gone_after_a_start(folder):
     galleries.close()
 
 
-def test_torn_log_gives_what_was_whole_in_it(folder, tmp_path):
-    """Power that fails in the middle of a write tears the log's last pages: SQLite keeps to the last whole commit."""
+def test_torn_log_gives_what_was_whole_in_it(folder, tmp_path, caplog):
+    """Power that fails in the middle of a write tears the log's last pages: SQLite keeps to the last whole commit.
+
+    A flipped bit takes what was acknowledged with it, which is said.
+    """
     database = _filled(folder)
     galleries = open_galleries(folder)
     for number in range(20):
@@ -347,6 +351,7 @@ def test_torn_log_gives_what_was_whole_in_it(folder, tmp_path):
         if flipped:
             content[len(content) // 2] ^= 1
         (torn / f"{DATABASE_NAME}-wal").write_bytes(content)
+        assert "are lost" not in caplog.text
         again = open_galleries(torn)
         names = [item.tracklet_id for item in again.list_tracklets("g", TrackletFilter(), 1000).items]
         assert names == [f"t{n}" for n in range(300)] + [f"u{n}" for n in range(len(names) - 300)]
@@ -354,6 +359,9 @@ def test_torn_log_gives_what_was_whole_in_it(folder, tmp_path):
         again.close()
     assert counts[0] == 300 < counts[1] < counts[2] < counts[3] == 319
     assert 300 < counts[4] < 320
+    said = re.search(r"gallery.db-wal is damaged: (\d+) acknowledged commits at least are lost", caplog.text)
+    assert said
+    assert int(said[1]) == 320 - counts[4] - 1  # one may have been under way
 
 
 def test_somebody_elses_database_is_left_alone(folder):
