@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,7 +22,7 @@ from passerby_model.preprocess import normalise
 from .artefacts import Precision, Work, check_possible, make_artefacts
 from .bundle import check_target, new_bundle, seal
 from .onnx_export import add_cost_volumes, mask_name, to_onnx
-from .parity import Proof, Reference, make_ranking_trial, make_samples, make_trials, prove
+from .parity import LIMITS, Proof, Reference, lost_rankings, make_ranking_trial, make_samples, make_trials, prove
 from .quantise import Calibration, calibration_of
 from .reference import write_reference
 from .samples import Tracklets, read_tracklets
@@ -98,11 +99,15 @@ def export_encoder(
     input = Input(snippet_length=arch.snippet_length, height=arch.height, width=arch.width)
     calibration, ranked = _data(options, input)
     reference = torch_reference(encoder, with_cost_volume=options.with_cost_volume)
+    ranking = None if ranked is None else make_ranking_trial(reference, ranked, METRIC)
+    if calibration is not None and ranking is not None:
+        lost = partial(lost_rankings, trial=ranking, limits=LIMITS["int8"])
+        calibration = replace(calibration, lost=lost)
     proof = Proof(
         described=f"PyTorch {torch.__version__}, float32",
         input=input,
         trials=make_trials(reference, make_samples(input, ranked)),
-        ranking=None if ranked is None else make_ranking_trial(reference, ranked, METRIC),
+        ranking=ranking,
     )
     graph = to_onnx(encoder)
     if options.with_cost_volume:

@@ -172,16 +172,31 @@ def compare_rankings(backend: Backend, trial: RankingTrial, limits: Limits, batc
     Raises:
         InvalidArgumentError: no tracklet has a match in another camera.
     """
-    tracklets = trial.tracklets
-    found = _descriptors(backend.encode, tracklets, batch)
+    return _ranking_rows(backend.name, _descriptors(backend.encode, trial.tracklets, batch), trial, limits)
+
+
+def lost_rankings(
+    describe: Callable[[NDArray[np.uint8]], NDArray[np.float32]], trial: RankingTrial, limits: Limits
+) -> str:
+    """What an encoder that is being quantised would lose beyond `limits`, row by row; "" for nothing.
+
+    Args:
+        describe: uint8 (S, N, H, W, 3) -> float32 (S, D).
+    """
+    found = _descriptors(lambda snippets: Encoded(describe(snippets)), trial.tracklets, 1)
+    return "; ".join(row.describe() for row in _ranking_rows("int8", found, trial, limits) if not row.passed)
+
+
+def _ranking_rows(runtime: str, found: NDArray[np.float32], trial: RankingTrial, limits: Limits) -> list[RankingRow]:
+    """The rows for descriptors of the trial's tracklets, float32 (T, D)."""
     network = _rank(trial.expected, trial.expected, trial)
     rows = []
     galleries: dict[Literal["own", "network"], NDArray[np.float32]] = {"own": found, "network": trial.expected}
     for gallery, descriptors in galleries.items():
         result = _rank(found, descriptors, trial)
         row = RankingRow(
-            runtime=backend.name,
-            data=tracklets.name,
+            runtime=runtime,
+            data=trial.tracklets.name,
             queries=result.valid_queries,
             gallery=gallery,
             rank1=float(result.cmc[0]),

@@ -5,7 +5,8 @@
     between   a scale for each tensor, from the least and the greatest value that calibration saw; a percentile instead
               cut off a dark snippet's features (measured: cosine 0.73 against 0.99)
     kept      the first convolution, which sees the picture itself and is 2 % of the work, in float; where that is not
-              enough, further groups of layers, the most sensitive ones first
+              enough, further groups of layers, the most sensitive ones first; enough is the least descriptor cosine
+              (GOAL) and, on labelled tracklets, rankings within the limits of the parity gate
 
 OpenVINO gets an IR from NNCF, which knows what its CPU plugin fuses, and computes what is not quantised in bf16 where the
 processor has it, but for NCC. ONNX Runtime and TensorRT get an ONNX graph with
@@ -52,13 +53,22 @@ _FIRST = "encoder/backbone.stem"
 _GROUP = re.compile(r"(encoder/backbone\.\w+(?:/\d+)?|encoder/[^/]+)")
 
 
+Describe = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""An encoder: snippets uint8 (S, N, H, W, 3) -> descriptors float32 (S, D)."""
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Snippets, uint8 (S, N, H, W, 3): `seen` give the ranges, on `unseen` the error is measured. `data`: their set."""
+    """Snippets, uint8 (S, N, H, W, 3): `seen` give the ranges, on `unseen` the error is measured. `data`: their set.
+
+    `lost`: what an encoder's rankings of labelled tracklets lose beyond their limits, in words, "" for nothing
+    (`parity.lost_rankings`); None without labels.
+    """
 
     data: str
     seen: NDArray[np.uint8]
     unseen: NDArray[np.uint8]
+    lost: Callable[[Describe], str] | None = None
 
 
 def calibration_of(data: str, snippets: NDArray[np.uint8]) -> Calibration:
@@ -93,22 +103,33 @@ def keep_until_good(
     worst_first: Callable[[], Sequence[str]],
     goal: float = GOAL,
     always: Sequence[str] = (),
+    lost: Callable[[Sequence[str]], str] = lambda _kept: "",
 ) -> Quantised:
     """Which groups have to stay in float: `always`, or more, the most sensitive ones, one at a time, up to a half.
 
     Args:
         error_of: the least cosine with these groups kept, all others quantised.
         worst_first: all groups, the most sensitive ones first; asked for only when it is needed.
+        lost: what rankings lose beyond their limits with these groups kept, "" for nothing; asked for only where the
+            cosine is good. What is lost with a half kept is left to the parity gate, which names it.
     """
+
+    def is_good() -> bool:
+        if reached < goal:
+            return False
+        if problem := lost(kept):
+            log.info("cosine %.6f, but rankings lose too much: %s", reached, problem)
+        return not problem
+
     kept = list(always)
     reached = error_of(kept)
-    if reached < goal:
+    if not is_good():
         order = [name for name in worst_first() if name not in kept]
         for name in order[: len(order) // 2]:
             kept.append(name)
             reached = error_of(kept)
             log.info("%s kept in float: cosine %.6f", name, reached)
-            if reached >= goal:
+            if is_good():
                 break
     if reached < goal:
         log.warning("int8 reaches cosine %.6f of the %.3f aimed at, with half of the layers in float", reached, goal)
@@ -132,7 +153,10 @@ class OpenVinoQuantiser:
     def write(self, target: Path) -> tuple[tuple[Path, Path], Quantised]:
         """The IR at `target` (.xml), and what was kept."""
         made = keep_until_good(
-            lambda kept: self._error(self._in_float(set(kept))), lambda: self.worst_first, always=_first(self._groups)
+            lambda kept: self._error(self._in_float(set(kept))),
+            lambda: self.worst_first,
+            always=_first(self._groups),
+            lost=lambda kept: _lost(self._calibration, lambda: self._describer(self._in_float(set(kept)))),
         )
         model = self._quantise(made.kept) if made.kept else self._all
         shield_correlation(model)
@@ -180,10 +204,13 @@ class OpenVinoQuantiser:
         return least_cosine(self._encode(model), self._expected)
 
     def _encode(self, model: Any) -> NDArray[np.float32]:
+        return self._describer(model)(self._calibration.unseen)
+
+    def _describer(self, model: Any) -> Describe:
         compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        rows = [compiled({INPUT_NAME: snippet[None]})[DESCRIPTOR_NAME].copy() for snippet in self._calibration.unseen]
-        found: NDArray[np.float32] = np.concatenate(rows)
-        return found
+        return lambda snippets: np.concatenate(
+            [compiled({INPUT_NAME: snippet[None]})[DESCRIPTOR_NAME].copy() for snippet in snippets]
+        )
 
 
 class OnnxQuantiser:
@@ -207,7 +234,12 @@ class OnnxQuantiser:
             self._quantise(target, kept)
             return least_cosine(self._encode(target), self._expected)
 
-        return keep_until_good(error_of, self._worst_first, always=_first(self._groups))
+        return keep_until_good(
+            error_of,
+            self._worst_first,
+            always=_first(self._groups),
+            lost=lambda _kept: _lost(self._calibration, lambda: self._describer(target)),  # as error_of has written it
+        )
 
     def _quantise(self, target: Path, kept: Sequence[str]) -> None:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
@@ -234,20 +266,27 @@ class OnnxQuantiser:
         target.write_bytes(model.SerializeToString(deterministic=True))
 
     def _encode(self, path: Path) -> NDArray[np.float32]:
+        return self._describer(path)(self._calibration.unseen)
+
+    def _describer(self, path: Path) -> Describe:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        rows = [session.run([DESCRIPTOR_NAME], {INPUT_NAME: one[None]})[0] for one in self._calibration.unseen]
-        found: NDArray[np.float32] = np.concatenate(rows)
-        return found
+        return lambda snippets: np.concatenate(
+            [session.run([DESCRIPTOR_NAME], {INPUT_NAME: snippet[None]})[0] for snippet in snippets]
+        )
 
 
 def least_cosine(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """Of descriptors (S, D), row by row."""
     lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(expected, axis=1)
     return float(((actual * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)).min())
+
+
+def _lost(calibration: Calibration, describer: Callable[[], Describe]) -> str:
+    return "" if calibration.lost is None else calibration.lost(describer())
 
 
 def _first(groups: Iterable[str]) -> list[str]:

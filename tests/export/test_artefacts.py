@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,19 @@ from passerby.errors import FailedPreconditionError, InvalidArgumentError
 from passerby_export import artefacts
 from passerby_export import export as stage
 from passerby_export.artefacts import check_possible, parse_precisions
+from passerby_export.export import torch_reference
 from passerby_export.inspection import inspect_encoder, not_in_tensorrt
 from passerby_export.onnx_export import check_graph
-from passerby_export.quantise import OpenVinoQuantiser, calibration_of, groups_of, keep_until_good
-from passerby_export.samples import read_tracklets, sample_snippets
+from passerby_export.parity import LIMITS, RankingTrial, lost_rankings, make_ranking_trial
+from passerby_export.quantise import (
+    Describe,
+    OnnxQuantiser,
+    OpenVinoQuantiser,
+    calibration_of,
+    groups_of,
+    keep_until_good,
+)
+from passerby_export.samples import Tracklets, read_tracklets, sample_snippets
 from passerby_model.backends import open_artefact, open_backend, open_encoder
 from passerby_model.backends.base import NCC_SCOPE
 from passerby_model.backends.choice import processor_has_bf16
@@ -187,6 +198,58 @@ def test_layers_are_kept_until_the_goal_is_reached() -> None:
     cosines = {(): 0.9, ("b",): 0.95, ("b", "a"): 0.999}
     made = keep_until_good(lambda kept: cosines[tuple(kept)], lambda: ["b", "a", "c", "d"])
     assert (made.kept, made.cosine) == (("b", "a"), 0.999)
+
+
+def test_layers_are_kept_until_rankings_hold() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def lost(kept: Sequence[str]) -> str:
+        asked.append(tuple(kept))
+        return "" if "a" in kept else "rank-1"
+
+    cosines = {(): 0.9, ("b",): 0.999, ("b", "a"): 0.9995}
+    made = keep_until_good(lambda kept: cosines[tuple(kept)], lambda: ["b", "a", "c", "d"], lost=lost)
+    assert made.kept == ("b", "a")
+    assert asked == [("b",), ("b", "a")]  # not before the cosine is good: a ranking takes long
+
+
+def test_what_rankings_lose_is_named() -> None:
+    numbers = np.arange(8)  # four people before two cameras; a snippet's pixels are its number
+    snippets = np.broadcast_to(numbers.astype(np.uint8)[:, None, None, None, None], (8, 1, 2, 2, 3))
+    tracklets = Tracklets("people", snippets, numbers, numbers // 2, numbers % 2)
+    eye = np.eye(5, dtype=np.float32)
+    trial = RankingTrial(tracklets, "squared_euclidean", eye[numbers // 2])
+    assert lost_rankings(lambda found: eye[found[:, 0, 0, 0, 0] // 2], trial, LIMITS["int8"]) == ""
+    problem = lost_rankings(lambda found: eye[(found[:, 0, 0, 0, 0] + 1) // 2], trial, LIMITS["int8"])
+    assert "8 queries of people in a gallery of its own: rank-1" in problem
+    assert "gallery of the network" in problem
+
+
+def test_the_rankings_of_what_is_quantised_decide(network: Network, street: Path, tmp_path: Path) -> None:
+    """Descriptors that the two tools' graphs give are ranked; as long as too much is lost, another block is kept."""
+    path = tmp_path / "encoder.onnx"
+    onnx.save(network.graph, path)
+    tracklets = read_tracklets(street, SMALL_INPUT)
+    trial = make_ranking_trial(torch_reference(network.encoder), tracklets, "squared_euclidean")
+    answers: list[str] = []
+
+    def lost(describe: Describe) -> str:
+        real = lost_rankings(describe, trial, LIMITS["int8"])
+        answers.append(real or ("" if len(answers) % 2 else "as if too much were lost"))
+        return answers[-1]
+
+    calibration = replace(calibration_of("street", tracklets.snippets[:6]), lost=lost)
+    few = ("stem", "layer1/0", "layer2/0", "layer4/0")
+    groups = {name: layers for name, layers in groups_of(network.graph).items() if any(part in name for part in few)}
+    quantiser = OpenVinoQuantiser(path, groups, calibration)
+    first = [name for name in groups if "stem" in name]
+    for made in (
+        quantiser.write(tmp_path / "encoder.xml")[1],
+        OnnxQuantiser(path, groups, calibration, lambda: quantiser.worst_first).write(tmp_path / "encoder.int8.onnx"),
+    ):
+        assert made.kept[: len(first)] == tuple(first)
+        assert len(made.kept) > len(first)
+    assert answers == ["as if too much were lost", "", "as if too much were lost", ""]
 
 
 def test_the_first_convolution_is_kept_whatever_the_cosine() -> None:
