@@ -13,7 +13,7 @@ from .options import Cache, cache_folder, one_of
 from .tune_cli import tune_command
 
 if TYPE_CHECKING:
-    from passerby_model.bundle import Manifest, Parity
+    from passerby_model.bundle import Manifest
 
 
 class _CheckpointFirst(TyperGroup):
@@ -174,26 +174,10 @@ def show_command(path: _Bundle, as_json: _AsJson = False) -> None:
     if as_json:
         typer.echo(manifest.model_dump_json(indent=2))
         return
-    shape = manifest.input
-    masks = ", ".join(f"COSAM_{mask.block} {mask.height}x{mask.width}" for mask in manifest.masks)
-    for key, value in {
-        "name": manifest.name,
-        "architecture": manifest.architecture,
-        "input": f"{shape.snippet_length} frames of {shape.height}x{shape.width}, uint8 RGB",
-        "descriptor": f"{manifest.descriptor_dim} values, {manifest.metric.replace('_', ' ')}",
-        "masks": masks or "none",
-        "fingerprint": manifest.fingerprint,
-        "created": manifest.created,
-    }.items():
-        typer.echo(f"{key:13}{value}")
-    _print_artefacts(manifest)
-    if manifest.calibration is not None:
-        from .calibrate import calibration_lines
+    from .bundle_view import manifest_lines
 
-        typer.echo("\n  ".join(["calibration", *calibration_lines(manifest.calibration)]))
-    if manifest.training:
-        typer.echo("training")
-        typer.echo("  " + json.dumps(manifest.training, indent=2).replace("\n", "\n  "))
+    for line in manifest_lines(manifest):
+        typer.echo(line)
 
 
 @bundle.command("diff")
@@ -278,31 +262,7 @@ def _numbers(flag: str, text: str | None, count: int) -> tuple[float, ...] | Non
 def _print_written(target: Path, manifest: Manifest) -> None:
     typer.echo(f"{target}: {manifest.name}, {manifest.descriptor_dim} values, {manifest.metric}")
     typer.echo(f"fingerprint {manifest.fingerprint}")
-    _print_artefacts(manifest)
+    from .bundle_view import artefact_lines
 
-
-def _print_artefacts(manifest: Manifest) -> None:
-    for artefact in manifest.artefacts:
-        size = sum(manifest.files[name].size for name in artefact.files)
-        typer.echo(f"{artefact.precision:13}{artefact.file}, {size / 1e6:.1f} MB, for {', '.join(artefact.runtimes)}")
-        typer.echo(f"{'':13}parity {_parity_summary(artefact.parity)}")
-
-
-def _parity_summary(parity: Parity | None) -> str:
-    if parity is None or not parity.rows:
-        return "not checked"
-    rows = parity.rows
-    masks = [row.mask_error for row in rows if row.mask_error is not None]
-    text = (
-        f"{'passed' if parity.passed else 'FAILED'} against {parity.reference}: "
-        f"{', '.join(sorted({row.runtime for row in rows}))}; batches {_ranges({row.snippets for row in rows})} of "
-        f"{', '.join(dict.fromkeys(row.frames for row in rows))}; "
-        f"relative L2 <= {max(row.relative_l2 for row in rows):.1e}, cosine >= {min(row.cosine for row in rows):.6f}"
-    )
-    return text + (f", masks <= {max(masks):.1e}" if masks else "")
-
-
-def _ranges(numbers: set[int]) -> str:
-    """`1-8`, or `1, 2, 3, 8` where numbers are missing."""
-    low, high = min(numbers), max(numbers)
-    return f"{low}-{high}" if len(numbers) == high - low + 1 > 1 else ", ".join(map(str, sorted(numbers)))
+    for line in artefact_lines(manifest):
+        typer.echo(line)

@@ -81,13 +81,13 @@ class ParityRow(_Part):
         """Measured values with their limits, on one line."""
         text = (
             f"{self.runtime}, batch {self.snippets} of {self.frames or 'frames'}: "
-            f"relative L2 {self.relative_l2:.1e} (at most {self.max_relative_l2:.0e}), "
+            f"relative L2 {self.relative_l2:.1e} (at most {_limit(self.max_relative_l2)}), "
             f"cosine {self.cosine:.7f} (at least {self.min_cosine})"
         )
         if self.mask_error is not None:
-            text += f", masks {self.mask_error:.1e} (at most {self.max_mask_error or 0.0:.0e})"
+            text += f", masks {self.mask_error:.1e} (at most {_limit(self.max_mask_error)})"
         if self.cost_volume_error is not None:
-            text += f", cost volumes {self.cost_volume_error:.1e} (at most {self.max_cost_volume_error or 0.0:.0e})"
+            text += f", cost volumes {self.cost_volume_error:.1e} (at most {_limit(self.max_cost_volume_error)})"
         return text
 
 
@@ -283,6 +283,11 @@ class Manifest(_Part):
     def unproven(self) -> list[str]:
         """What is missing before every artefact can be trusted on every runtime that it is for."""
         return [text for a in self.artefacts for runtime in a.runtimes if (text := a.unproven(runtime))]
+
+
+def _limit(value: float | None) -> str:
+    """`1e-04`, `1.5e-01`: never rounded below what was allowed."""
+    return f"{value or 0.0:.1e}".replace(".0e", "e")
 
 
 def fingerprint_of(

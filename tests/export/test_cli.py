@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from passerby.errors import DataLossError, InvalidArgumentError
+from passerby_export.bundle_view import artefact_lines, record_lines
 from passerby_export.cli import bundle
+from passerby_model.bundle import Bundle
 from typer.testing import CliRunner
 
 from tests.export.conftest import foreign_onnx
@@ -32,6 +34,10 @@ def test_wrap_show_and_verify(tmp_path: Path) -> None:
     assert "parity passed against foreign.onnx frame by frame" in written
     shown = run("show", target)
     assert "1 frames of 32x16, uint8 RGB" in shown
+    rows = [line.split(maxsplit=1) for line in shown.splitlines()]
+    assert ["range", "-1, 1"] in rows
+    assert ["colour", "BGR"] in rows
+    assert "{" not in shown
     manifest = json.loads(run("show", target, "--json"))
     assert manifest["training"]["spec"]["range"] == [-1, 1]
     assert manifest["fingerprint"] in written
@@ -56,3 +62,36 @@ def test_wrong_flags_are_explained(tmp_path: Path, flag: tuple[str, str]) -> Non
     model = foreign_onnx(tmp_path / "foreign.onnx")
     with pytest.raises(InvalidArgumentError, match=flag[0].strip("-")):
         run("wrap", model, tmp_path / "bundle", *flag)
+
+
+def test_a_training_record_is_shown_in_rows() -> None:
+    record = {
+        "checkpoint": "final.pt",
+        "config": {
+            "lr": 3e-4,
+            "amp": None,
+            "compile": False,
+            "data": [{"path": "street", "split": None}],
+            "erase": {"x": 1},
+        },
+        "best": None,
+    }
+    assert list(record_lines(record)) == [
+        "  checkpoint  final.pt",
+        "  config",
+        "    lr       0.0003",
+        "    compile  no",
+        "    data     path street",
+        "    erase    x 1",
+    ]
+
+
+def test_limits_are_shown_as_they_are(all_precisions: Bundle) -> None:
+    (int8,) = [a for a in all_precisions.manifest.artefacts if a.file == "encoder.int8.onnx"]
+    assert int8.parity is not None
+    assert "(at most 1.5e-01)" in int8.parity.rows[0].describe()
+    assert "masks" in int8.parity.rows[0].describe()
+    assert "(at most 2.5e-01)" in int8.parity.rows[0].describe()
+    lines = "\n".join(artefact_lines(all_precisions.manifest))
+    queries = int8.parity.ranking[0].queries
+    assert f"ranking of {queries} queries of street" in lines
