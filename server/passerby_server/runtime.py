@@ -238,6 +238,7 @@ class Runtime:
             await asyncio.to_thread(warm_up, backend, shape, max_batch, self._check_going_on)
             decoder = Decoder(size.height, size.width, config.limits, config.decode_threads or usable_cores())
             closing.callback(decoder.close)
+            await decoder.warm_up()
             watched = WatchedBackend(backend, self._metrics)
             closing.callback(watched.close)
             batcher = await closing.enter_async_context(

@@ -7,6 +7,7 @@ import queue
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -23,6 +24,7 @@ from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
 from passerby.v1 import resources_pb2 as resources
 from passerby.v1 import tracklet_service_pb2 as tracklet_v1
+from passerby_model.preprocess import FORMATS
 from passerby_server import runtime
 from passerby_server.__main__ import main
 from passerby_server.app import SERVICES, Server
@@ -31,10 +33,11 @@ from passerby_server.config import ServerConfig
 
 from tests.encoders import make_bundle
 from tests.server.live import LiveServer, Stubs, refused, running
-from tests.server.pictures import crops, sequence
+from tests.server.pictures import crops, encoded, sequence
 from tests.server.process import command, serving
 
 FRAMES = sequence(crops(2))
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def health_of(channel: grpc.Channel, service: str) -> int:
@@ -120,6 +123,39 @@ def test_while_loading_health_says_so_and_calls_are_unavailable(
             await server.stop(grace=0)
 
     asyncio.run(life())
+
+
+FIRST_CALLS = """
+import asyncio, sys
+from pathlib import Path
+from passerby.v1 import resources_pb2 as resources, search_service_pb2 as search_v1
+from passerby_server.app import Server
+from passerby_server.config import ServerConfig
+from tests.server.live import Stubs
+
+async def main(bundle, data, query):
+    frames = resources.FrameSequence.FromString(Path(query).read_bytes())
+    async with Server(ServerConfig(bundle=Path(bundle), data=Path(data), address="127.0.0.1:0", threads=1)) as server:
+        stubs, before = Stubs(server.port), set(sys.modules)
+        gallery = await asyncio.to_thread(stubs.new_gallery)
+        await asyncio.to_thread(stubs.ingest, gallery, frames)
+        request = search_v1.SearchTrackletsRequest(parent=gallery, top_k=1, frames=frames)
+        await asyncio.to_thread(stubs.search.SearchTracklets, request, timeout=20)
+        stubs.close()
+        print(sorted(set(sys.modules) - before))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_first_calls_load_nothing(bundle: Path, tmp_path: Path) -> None:
+    """Once the server serves, no caller waits for decoders or other modules to be loaded."""
+    frames = [resources.Frame(encoded=encoded(crop, kind)) for crop, kind in zip(crops(3), FORMATS, strict=True)]
+    query = tmp_path / "query"
+    query.write_bytes(resources.FrameSequence(frames=frames).SerializeToString())
+    script = [sys.executable, "-c", FIRST_CALLS, str(bundle), str(tmp_path / "data"), str(query)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
 def test_running_calls_end_and_endless_streams_are_sent_away_when_draining(bundle: Path, tmp_path: Path) -> None:
