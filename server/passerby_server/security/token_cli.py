@@ -26,6 +26,12 @@ app = typer.Typer(
     help="Say who may call a server: API tokens and client certificates, their roles and galleries.",
 )
 
+_ALLOWED = {
+    "name": ("NAME", "1 to 64 letters, digits and . _ @ -, the first a letter or a digit"),
+    "galleries": ("--gallery", "the id of a gallery: 1 to 63 small letters, digits and -"),
+    "certificate": ("--certificate", "a name of at most 253 characters"),
+}
+"""Fields of an entry that a caller chooses: where they are given, and what they may be."""
 
 File = Annotated[
     Path,
@@ -183,6 +189,10 @@ def _entry(
 ) -> Entry:
     from pydantic import ValidationError
 
+    if credential.get("certificate") == "":
+        raise typer.BadParameter("'' is no name", param_hint="--certificate")
+    if "-" in (galleries or ()):
+        raise typer.BadParameter("'-' is no gallery of its own: say --all-galleries", param_hint="--gallery")
     if bool(galleries) == every:
         raise typer.BadParameter("name galleries (--gallery), or say --all-galleries", param_hint="--gallery")
     if unknown := set(roles) - set(get_args(callers.Role)):
@@ -199,11 +209,11 @@ def _entry(
             **credential,
         )
     except ValidationError as error:
-        problems = "; ".join(
-            ": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, "))))
-            for one in error.errors()
-        )
-        raise typer.BadParameter(problems) from None
+        wrong = {str(one["loc"][0]): one["input"] for one in error.errors() if one["loc"]}
+        for field, (option, allowed) in _ALLOWED.items():
+            if field in wrong:
+                raise typer.BadParameter(f"{str(wrong[field])[:80]!r} is not {allowed}", param_hint=option) from None
+        raise
 
 
 def _hand_out(file: Path, change: callers.Change, token: str, out: Path | None) -> None:

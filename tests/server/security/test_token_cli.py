@@ -114,9 +114,9 @@ def test_certificates(run: Run, file: Path) -> None:
         (["a", "--role", "owner", "--all-galleries"], "'owner' is no role; there are reader, ingester, admin"),
         (["a", "--role", "reader"], "--all-galleries"),
         (["a", "--role", "reader", "--all-galleries", "--gallery", "x"], "--all-galleries"),
-        (["a", "--role", "reader", "--gallery", "UPPER"], "galleries"),
+        (["a", "--role", "reader", "--gallery", "UPPER"], "--gallery: 'UPPER' is not the id of a gallery"),
         (["a", "--role", "reader", "--gallery", "-"], "is no gallery of its own"),
-        (["a b", "--role", "reader", "--all-galleries"], "name"),
+        (["a b", "--role", "reader", "--all-galleries"], "NAME: 'a b' is not 1 to 64 letters"),
         (["a", "--role", "reader", "--all-galleries", "--expires", "soon"], "is not a time such as"),
         (["a", "--role", "reader", "--all-galleries", "--expires", "0d"], "would make it expired"),
         (["a", "--role", "reader", "--all-galleries", "--expires", "9999999d"], "beyond the year 9999"),
@@ -124,6 +124,14 @@ def test_certificates(run: Run, file: Path) -> None:
 )
 def test_wrong_usage(run: Run, file: Path, arguments: list[str], message: str) -> None:
     done = run("token", "create", *arguments)
+    assert done.code == 2
+    assert message in re.sub(r"[\s│]+", " ", done.err)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(("name", "message"), [("", "is no name"), ("a" * 254, "a name of at most 253")])
+def test_a_certificate_without_a_usable_name_is_refused(run: Run, file: Path, name: str, message: str) -> None:
+    done = run("token", "trust", "desk", "--role", "reader", "--all-galleries", "--certificate", name)
     assert done.code == 2
     assert message in re.sub(r"[\s│]+", " ", done.err)
     assert not file.exists()
