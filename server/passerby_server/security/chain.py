@@ -229,6 +229,8 @@ def verify(folder: Path, key: Key, noted: Head | None = None) -> Verified:
         )
     if noted and noted.seq > deleted and found != noted:
         raise tampered(f"record {noted.seq} is missing or another one than was noted: the newest records were cut off")
+    if last is None:  # each file is made with its first record in it
+        raise tampered(f"{files[0]} holds no whole record")
     tail = segments(folder)[-1].read_bytes()
     return Verified(count, first, last, head, len(tail) - (tail.rfind(b"\n") + 1))
 

@@ -94,6 +94,15 @@ def test_lines_that_are_removed_moved_or_added_are_found(tmp_path: Path) -> None
         chain.verify(folder, key, Head(head.seq - 1, head.mac))
 
 
+def test_records_that_are_all_gone_are_not_sound(tmp_path: Path) -> None:
+    folder = tmp_path / "audit"
+    _written(folder, *NAMES)
+    for left in (b"", _file(folder).read_bytes()[:40]):
+        _file(folder).write_bytes(left)
+        with pytest.raises(DataLossError, match="holds no whole record"):
+            chain.verify(folder, chain.load_key(folder / "key"))
+
+
 def test_the_key_is_needed_and_kept(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "audit", tmp_path / "audit.key"
     log = AuditLog(folder, elsewhere)
