@@ -6,6 +6,8 @@
 - A message above the limit gets RESOURCE_EXHAUSTED that says what to do. gRPC itself refuses those above
   four times the limit (`connections.py`) before reading them, with its own words.
 - A stream whose caller falls silent is ended, so that a half-open connection does not keep its place for ever.
+- To gRPC unary calls are streams of one message: those are handled from their headers on, whereas a unary handler is
+  called once the message is there, however much of it is held until then, from whomever, for however long.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ REQUEST_ID_KEY = "x-request-id"
 MAX_ERROR_TEXT = 500
 MAX_VIOLATION_TEXT = 150
 MAX_VIOLATIONS = 10
+_GONE_SECONDS = 0.05
+"""Within which gRPC says that the caller of a call is gone, once it has said that no message comes."""
 _CALLERS_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -94,15 +98,15 @@ class Guard(grpc.aio.ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary_unary(method, handler.unary_unary), **codecs)
+            return grpc.stream_unary_rpc_method_handler(self._unary_unary(method, handler.unary_unary), **codecs)
         if handler.stream_unary:
             return grpc.stream_unary_rpc_method_handler(self._stream_unary(method, handler.stream_unary), **codecs)
         return grpc.stream_stream_rpc_method_handler(self._stream_stream(method, handler.stream_stream), **codecs)
 
     def _unary_unary(self, method: str, behaviour: Any) -> Any:
-        async def call(request: Unparsed, context: Context) -> Message:
+        async def call(requests: AsyncIterator[Unparsed], context: Context) -> Message:
             async with self._guarded(method, context, streaming=False) as permit:
-                message = request()
+                message = await _only_message(requests, self._limits.stream_idle_seconds)
                 permit.admit(message)
                 answer = self._check_answer(await behaviour(message, context))
                 await permit.done(answer)
@@ -140,11 +144,12 @@ class Guard(grpc.aio.ServerInterceptor):
     @contextlib.asynccontextmanager
     async def _guarded(self, method: str, context: Context, *, streaming: bool) -> AsyncIterator[Permit]:
         permit, request_id = OPEN, _request_id(context)
+        client = lanes.client_of_peer(context.peer())
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         with self._telemetry.call(method, request_id, context.invocation_metadata() or ()) as call:
             try:
                 permit = await self.gate.enter(method, context, request_id)
-                client = permit.client or lanes.client_of_peer(context.peer())
+                client = permit.client or client
                 lane = lanes.Lane(client, lanes.is_bulk(method, context.invocation_metadata() or ()))
                 with entered(permit), lanes.entered(lane), self._in_progress.counted(lane.client, streaming=streaming):
                     yield permit
@@ -166,7 +171,7 @@ class Guard(grpc.aio.ServerInterceptor):
                     trailing_metadata=((REQUEST_ID_KEY, request_id), (STATUS_METADATA_KEY, status.SerializeToString())),
                 )
             finally:
-                event(log, logging.INFO, "call", method=method, **call.summary())
+                event(log, logging.INFO, "call", method=method, client=client, **call.summary())
 
     async def _write(self, context: Context, answer: Message) -> None:
         """Writes one answer of a stream. Raises DeadlineExceededError (ANSWERS_UNREAD) when nobody takes it."""
@@ -270,6 +275,22 @@ def _unparsed(deserialize: Any, limit: int | None) -> Callable[[bytes], Unparsed
 def _cut(text: str, longest: int) -> str:
     data = text.encode()
     return text if len(data) <= longest else data[: longest - 3].decode(errors="ignore") + "..."
+
+
+async def _only_message(requests: AsyncIterator[Unparsed], seconds: float) -> Message:
+    """The message of a unary call, awaited for `seconds` at most. Raises DeadlineExceededError (MESSAGE_UNFINISHED)."""
+    try:
+        async with asyncio.timeout(seconds):
+            request = await anext(requests)
+    except StopAsyncIteration:
+        await asyncio.sleep(_GONE_SECONDS)  # a caller that went away looks the same: then this is cancelled meanwhile
+        raise InvalidArgumentError("the call has no message", reason="MESSAGE_MISSING") from None
+    except TimeoutError as error:
+        raise DeadlineExceededError(
+            f"the message was not there after {seconds:g} s (limits.stream_idle_seconds), so the server ended the call",
+            reason="MESSAGE_UNFINISHED",
+        ) from error
+    return request()
 
 
 async def _all_parsed(requests: AsyncIterator[Unparsed], idle_seconds: float | None = None) -> AsyncIterator[Message]:

@@ -1,6 +1,7 @@
 """Log lines with fields: `key=value` for people, or one JSON object a line for programs.
 
-Lines carry methods, codes, times and ids; those written within a call carry its `request_id`. They never carry payloads, names of people, cameras or galleries.
+Lines carry methods, codes, times and ids; those written within a call carry its `request_id`, and the one about it who
+called. They never carry payloads, names of people, cameras or galleries.
 """
 
 from __future__ import annotations

@@ -73,9 +73,9 @@ class Limits(Section):
         60.0,
         gt=0,
         le=86_400,
-        description="Longest silence of a stream's caller while the server waits for it, in seconds, for a message or for "
-        "an answer to be read: a connection whose other end is gone would keep its place among the streams until TCP gives "
-        "up.",
+        description="Longest silence of a caller while the server waits for it, in seconds, for a message, which has to be "
+        "whole by then, or for an answer to be read: a connection whose other end is gone would keep its place among the "
+        "calls until TCP gives up.",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -151,6 +152,50 @@ def test_a_stream_that_drips_frames_ends_when_it_falls_silent(strict: LiveServer
     assert (error.code.name, error.reason) == ("DEADLINE_EXCEEDED", "STREAM_IDLE")
     batcher = strict.server.runtime.loaded.encoder.batcher
     until(lambda: strict.on_loop(lambda: (batcher.admitted, strict.server.guard.calls)) == (0, 0))
+
+
+def test_a_unary_call_whose_message_does_not_come_counts_and_ends(strict: LiveServer) -> None:
+    """To HTTP/2 a unary call is a stream of one message: one that is begun and never sent."""
+    over = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        over.wait(20)
+        yield from ()
+
+    call: Any = strict.channel.stream_unary("/passerby.v1.GalleryService/ListGalleries")
+    waiting = [call.future(never(), timeout=20) for _ in range(8)]  # all that a client may have
+    until(lambda: strict.on_loop(lambda: strict.server.guard.calls) == 8)
+    error = refused(lambda: strict.galleries.ListGalleries(SMALL, timeout=10))
+    assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS_OF_CLIENT")
+    for one in waiting:
+        error = refused(one.result)
+        assert (error.code.name, error.reason) == ("DEADLINE_EXCEEDED", "MESSAGE_UNFINISHED")
+    over.set()
+    strict.galleries.ListGalleries(SMALL, timeout=10)
+    error = refused(lambda: call(iter(()), timeout=10))
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "MESSAGE_MISSING")
+
+
+def test_who_goes_away_in_the_middle_of_a_message_has_cancelled_the_call(strict: LiveServer) -> None:
+    over, path = threading.Event(), "/passerby.v1.SearchService/SearchTracklets"
+    calls = strict.server.telemetry.metrics.registry.get_sample_value
+
+    def never() -> Iterator[bytes]:
+        over.wait(20)
+        yield from ()
+
+    def ended(code: str) -> float:
+        return calls("passerby_calls_total", {"method": "SearchTracklets", "code": code}) or 0
+
+    channel = grpc.insecure_channel(f"127.0.0.1:{strict.port}", options=[("grpc.use_local_subchannel_pool", 1)])
+    call: Any = channel.stream_unary(path)
+    going = call.future(never(), timeout=20)
+    until(lambda: strict.on_loop(lambda: strict.server.guard.calls) == 1)
+    going.cancel()
+    channel.close()
+    over.set()
+    until(lambda: ended("CANCELLED") == 1)
+    assert ended("INVALID_ARGUMENT") == 0
 
 
 def test_a_bulk_stream_whose_answers_nobody_reads_ends(strict: LiveServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
@@ -104,6 +105,18 @@ def _call(stubs: Stubs, method: str, **fields: Any) -> PasserbyError | None:
     except grpc.RpcError as error:
         return from_rpc_error(error)
     return None
+
+
+def test_a_stranger_is_refused_before_the_message_is_there(guarded: Guarded) -> None:
+    over = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        over.wait(20)
+        yield from ()
+
+    call: Any = guarded.with_tokens().channel.stream_unary("/passerby.v1.SearchService/SearchTracklets")
+    assert refused(lambda: call(never(), timeout=10)).reason == "TOKEN_MISSING"
+    over.set()
 
 
 @pytest.mark.parametrize("method", METHODS)

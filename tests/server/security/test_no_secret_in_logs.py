@@ -73,6 +73,7 @@ def test_no_secret_in_logs(
         assert server.stop() == 0
     log = data.with_suffix(".log").read_text(errors="replace")
     assert "UNAUTHENTICATED" in log
+    assert " client=boss code=OK " in log
     assert "all calls are refused" in log
     assert "the new certificate is refused" in log
     key = (data / "audit" / "key").read_text().strip()

@@ -74,6 +74,7 @@ def test_an_internal_error_and_the_line_about_its_call_carry_the_id(
     assert "broken inside" in error["exception"]
     assert (call["message"], call["code"]) == ("call", "INTERNAL")
     assert float(call["ms"]) > 0
+    assert call["client"].startswith("ipv4:127.0.0.1:")
 
 
 def test_lines_outside_of_calls_carry_none() -> None:
