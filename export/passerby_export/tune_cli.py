@@ -29,13 +29,15 @@ def tune_command(
     from passerby_model.backends import BackendKind, PrecisionKind
     from passerby_model.backends.tuning import save_tuning
 
+    from .bundle import clear_errors
     from .tune import tune
 
     kind = one_of("--backend", backend, get_args(BackendKind))
     chosen = one_of("--precision", precision, get_args(PrecisionKind))
     folder = cache_folder(cache)
     tuning = tune(path, backend=kind, precision=chosen, threads=threads, seconds=seconds)
-    written = save_tuning(folder, tuning)
+    with clear_errors(folder):
+        written = save_tuning(folder, tuning)
     if as_json:
         typer.echo(json.dumps({"file": str(written), **tuning.model_dump(mode="json")}, indent=2))
         return

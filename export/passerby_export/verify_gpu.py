@@ -15,6 +15,7 @@ from passerby_model.backends.opening_gpu import ENGINE_MISSING, PROOF_MISSING, o
 from passerby_model.backends.proofs import save_proof
 from passerby_model.bundle import Bundle, Parity, open_bundle
 
+from .bundle import clear_errors
 from .parity import all_batches, compare
 from .verify import limits_of, trials_of
 
@@ -32,12 +33,13 @@ def verify_on_gpu(
 
     Raises:
         The errors of `open_bundle` and `open_on_gpu`; FailedPreconditionError when a row failed (BUNDLE_UNSTABLE, naming
-        it): nothing is kept then.
+        it): nothing is kept then; ResourceExhaustedError when the cache folder's disk is full.
     """
     bundle = open_bundle(path)
     artefact = candidates(bundle, runtime, precision)[0][0]
     options = Options(cache=cache, build_engine=True, cuda_graphs=cuda_graphs)
-    found = open_on_gpu(bundle, artefact, runtime, options, proven=False)
+    with clear_errors(cache):
+        found = open_on_gpu(bundle, artefact, runtime, options, proven=False)
     described, trials = trials_of(bundle, open_backend(bundle) if bundle.manifest.reference is None else found.backend)
     rows = compare(found.backend, trials, limits_of(bundle, artefact), all_batches(bundle.manifest.input))
     report = Parity(reference=described, rows=tuple(rows), passed=all(row.passed for row in rows))
@@ -46,7 +48,8 @@ def verify_on_gpu(
             f"{path} does not compute on {runtime} what it should: " + "; ".join(report.failures()),
             reason="BUNDLE_UNSTABLE",
         )
-    return report, save_proof(cache, found.key, report)
+    with clear_errors(cache):
+        return report, save_proof(cache, found.key, report)
 
 
 def open_proven(bundle: Bundle, runtime: BackendName, precision: PrecisionKind, cache: Path) -> Backend:

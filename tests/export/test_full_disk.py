@@ -24,8 +24,11 @@ from passerby_export.calibrate import write_calibration
 from passerby_export.export import Options
 from passerby_export.openvino_ir import read_model, save_ir
 from passerby_export.spec import WrapSpec
+from passerby_export.tune_cli import tune_command
+from passerby_export.verify_gpu import verify_on_gpu
 from passerby_export.wrap import wrap
-from passerby_model.backends import base
+from passerby_model.backends import base, open_backend, opening_gpu
+from passerby_model.backends.gpu import Gpu
 from passerby_model.bundle import Calibration, CalibrationPoint, Manifest, open_bundle
 
 from tests.encoders import make_bundle
@@ -178,3 +181,27 @@ def test_calibrate(disk: Disk) -> None:
     )
     fails_cleanly(disk, 1024, root / "bundle.json", lambda: write_calibration(root, block))
     assert write_calibration(root, block).calibration == open_bundle(root).manifest.calibration
+
+
+def test_tune(disk: Disk) -> None:
+    root, cache = make_bundle(disk.folder / "bundle"), disk.folder / "cache"
+    (cache / "tuning").mkdir(parents=True)
+
+    def tune() -> None:
+        tune_command(root, backend="onnxruntime", threads=1, seconds=0, cache=cache)
+
+    fails_cleanly(disk, 1024, cache, tune)
+    tune()
+    assert len(list((cache / "tuning").iterdir())) == 1
+
+
+def test_a_proof(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the encoder on the CPU: it is the writing that counts."""
+    root, cache = make_bundle(disk.folder / "bundle"), disk.folder / "cache"
+    (cache / "proofs").mkdir(parents=True)
+    on_cpu = open_backend(open_bundle(root), "onnxruntime")
+    monkeypatch.setattr(on_cpu, "name", "onnxruntime-cuda")
+    monkeypatch.setattr(opening_gpu, "find_gpus", lambda: (Gpu(name="GPU", compute_capability="9.0", driver="1"),))
+    monkeypatch.setattr(opening_gpu, "_onnxruntime", lambda *args, **kwargs: on_cpu)
+    fails_cleanly(disk, 1024, cache, lambda: verify_on_gpu(root, "onnxruntime-cuda", "auto", cache))
+    assert verify_on_gpu(root, "onnxruntime-cuda", "auto", cache)[1].is_file()
