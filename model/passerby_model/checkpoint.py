@@ -29,6 +29,8 @@ FORMAT = "passerby-checkpoint-1"
 _LISTED = 5  # keys named in an error before "and N more"
 
 # torch's restricted unpickler walks arbitrary bytes: garbage ends in any of these.
+# PyTorch's own hints, the first of which is to load the file unsafely.
+_ADVICE = ("Weights only load failed", "Please file an issue", "Check the documentation")
 _UNPICKLER_ERRORS = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -282,7 +284,8 @@ def _read(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_numpy_number()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNPICKLER_ERRORS as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
+        told = (line for line in str(error).splitlines() if line.strip() and not line.startswith(_ADVICE))
+        why = next(told, type(error).__name__)
         raise InvalidArgumentError(
             f"{path}: not a checkpoint that loads safely (weights only): {why}",
             reason="CHECKPOINT_UNREADABLE",
