@@ -18,11 +18,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import NotFoundError
-from PIL import Image
 
 from passerby_model import preprocess
 from passerby_model.augmentation import ENLARGED, UNKNOWN, WAIST, augment, before, join, move_silhouettes
 from passerby_model.datasets import Tracklet
+from passerby_model.street_labels import read_labels
 from passerby_model.train_config import Augmentation
 
 Job = TypeVar("Job")
@@ -71,9 +71,9 @@ class FrameStore:
         """uint8 (h, w): the labels of a palette or grey PNG, 0 for background, at the file's own size.
 
         Raises:
-            NotFoundError: no such file, or no image.
+            NotFoundError, InvalidArgumentError: no such file, or no PNG of labels; the message names it.
         """
-        return self._cached(path, _read_labels)
+        return self._cached(path, read_labels)
 
     def _cached(self, path: Path, read: Callable[[Path], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         cached = self._cache.get(path)
@@ -91,14 +91,6 @@ class FrameStore:
         if image.shape[0] > self._largest[0] and image.shape[1] > self._largest[1]:
             image = preprocess.resize(image, *self._largest)
         return image
-
-
-def _read_labels(path: Path) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture if picture.mode in ("P", "L") else picture.convert("L"), dtype=np.uint8)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise NotFoundError(f"{path}: no silhouette mask can be read from it: {error}") from error
 
 
 @dataclass(frozen=True)

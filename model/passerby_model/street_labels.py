@@ -64,7 +64,7 @@ class Street:
         Raises NotFoundError or InvalidArgumentError, with the path, for one that is missing or broken.
         """
         paths = [self.masks / frame.relative_to(self.root).with_suffix(".png") for frame in tracklet.frames]
-        maps = [_read_labels(path) for path in paths]
+        maps = [read_labels(path) for path in paths]
         if any(found.shape != maps[0].shape for found in maps):
             raise InvalidArgumentError(f"{paths[0].parent}: the masks of one tracklet differ in size")
         return np.stack(maps)
@@ -91,13 +91,19 @@ def sample(tracklets: Sequence[Tracklet], limit: int | None) -> Sequence[Trackle
     return [tracklets[index] for index in sorted(chosen)]
 
 
-def _read_labels(path: Path) -> NDArray[np.uint8]:
+def read_labels(path: Path) -> NDArray[np.uint8]:
+    """The labels of a palette or grey PNG (of a black and white one 0 and 1), uint8 (H, W).
+
+    Raises:
+        NotFoundError: there is no such file.
+        InvalidArgumentError: it is something else.
+    """
     try:
         with Image.open(path, formats=("PNG",)) as picture:
-            if picture.mode not in ("P", "L"):
-                raise InvalidArgumentError(f"{path}: a mask is a palette PNG, not {picture.mode}")
+            if picture.mode not in ("P", "L", "1"):
+                raise InvalidArgumentError(f"{path}: a mask is a palette or grey PNG, not {picture.mode}")
             return np.array(picture, dtype=np.uint8)
     except FileNotFoundError as error:
-        raise NotFoundError(f"{path} is missing: the masks are not those of this street") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise NotFoundError(f"{path} is missing: the masks are not those of these frames") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidArgumentError(f"{path}: cannot be read as a PNG: {error}") from error

@@ -251,7 +251,7 @@ def test_a_missing_mask_is_named(masked):
     store = clips.FrameStore(64, 30, 10**6)
     options = Augmentation(background=1)
     make = clips.ClipBuilder(masked, store, options, 3, (64, 30), 0, lambda frame: frame.with_suffix(".none.png"))
-    with pytest.raises(NotFoundError, match=r"\.none\.png: no silhouette mask"):
+    with pytest.raises(NotFoundError, match=r"\.none\.png is missing: the masks are not"):
         make.batch(np.zeros(2, int), 0)
 
 
