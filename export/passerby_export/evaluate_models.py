@@ -165,19 +165,10 @@ class CheckpointModel(_InProcess):
     """A checkpoint of ours, or a state dict of the COSAM authors' code, in eager PyTorch and full precision."""
 
     def __init__(self, path: Path, *, threads: int = 0, device: str = "auto") -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise FailedPreconditionError(
-                f"a checkpoint needs {error.name}: pip install 'passerby[train]'", reason="EXTRA_MISSING"
-            ) from error
-        from passerby_model import checkpoint
+        from passerby_model.open_checkpoint import open_checkpoint
 
-        if threads:
-            torch.set_num_threads(threads)
-        loaded = checkpoint.load(path)
-        self._device = _torch_device(device)
-        self._encoder = loaded.build().encoder.to(self._device)
+        opened = open_checkpoint(path, threads=threads, device=device)
+        loaded, self._encode = opened.checkpoint, opened.encode
         arch = loaded.architecture
         self.description = ModelDescription(
             kind="checkpoint",
@@ -186,22 +177,17 @@ class CheckpointModel(_InProcess):
             architecture=arch.name,
             fingerprint=loaded.fingerprint,
             metric="squared_euclidean",
-            descriptor_dim=self._encoder.descriptor_size,
+            descriptor_dim=opened.encoder.descriptor_size,
             snippet_length=arch.snippet_length,
             height=arch.height,
             width=arch.width,
-            runtime=f"PyTorch {torch.__version__}, {self._device.type}, fp32",
+            runtime=f"PyTorch {opened.torch}, {opened.device}, fp32",
             trained_on=trained_on(loaded.metadata),
         )
 
     def encode(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Masks]:
         """See `EvaluatedModel.encode`."""
-        import torch
-        from passerby_model.embed import normalised
-
-        with torch.inference_mode():
-            found, masks = self._encoder(normalised(torch.from_numpy(pixels).to(self._device)))
-        return _numpy(found), {block: _numpy(mask) for block, mask in masks.items()}
+        return self._encode(pixels)
 
 
 class BundleModel(_InProcess):
@@ -364,19 +350,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise NotFoundError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _torch_device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise InvalidArgumentError(f"unknown device {name!r}; there are auto, cpu and cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise FailedPreconditionError("PyTorch sees no CUDA device here: take --device cpu")
-    return torch.device(name)
-
-
-def _numpy(tensor: Any) -> NDArray[np.float32]:
-    return np.asarray(tensor.float().cpu().numpy(), np.float32)

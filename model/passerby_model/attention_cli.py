@@ -105,28 +105,11 @@ def _open_bundle(path: Path, threads: int) -> OpenModel:
 
 
 def _open_checkpoint(path: Path, threads: int) -> OpenModel:
-    try:
-        import torch
-    except ImportError as error:
-        from passerby.errors import FailedPreconditionError
+    from passerby_model.open_checkpoint import open_checkpoint
 
-        raise FailedPreconditionError(
-            "a checkpoint needs torch: pip install 'passerby[train]', or give a bundle", reason="EXTRA_MISSING"
-        ) from error
-    from passerby_model import checkpoint
-    from passerby_model.embed import normalised
-
-    if threads:
-        torch.set_num_threads(threads)
-    encoder = checkpoint.load(path).build().encoder
-
-    def encode(batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Mapping[int, Masks]]:
-        with torch.inference_mode():
-            descriptors, masks = encoder(normalised(torch.from_numpy(batch)))
-        return descriptors.numpy(), {block: values.numpy() for block, values in masks.items()}
-
-    arch = encoder.architecture
-    return OpenModel(path.name, encode, arch.snippet_length, (arch.height, arch.width), arch.cosam)
+    opened = open_checkpoint(path, threads=threads)
+    arch = opened.encoder.architecture
+    return OpenModel(path.name, opened.encode, arch.snippet_length, (arch.height, arch.width), arch.cosam)
 
 
 def write_sheet(
