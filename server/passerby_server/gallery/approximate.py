@@ -13,6 +13,7 @@ as much, for an inverted file probes as many allowed descriptors then as without
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import faiss
@@ -22,7 +23,8 @@ from passerby.errors import InternalError
 from passerby_model.metrics import unit_rows
 
 from passerby_server.gallery import kinds
-from passerby_server.gallery.index import EXACT_ROWS, SLACK, Neighbours, ReadWriteLock, Stored, exact_distances, merge
+from passerby_server.gallery.index import EXACT_ROWS, Neighbours, ReadWriteLock, Stored, exact_distances, merge
+from passerby_server.gallery.turns import turn
 from passerby_server.gallery.types import Metric
 
 SCAN_ROWS = 250
@@ -32,9 +34,13 @@ GRAPH_SCAN_ROWS = 1000
 """Likewise of a graph, which has to follow many more links the narrower the filter is."""
 MORE_CANDIDATES = 64
 """Candidates beyond 2 k."""
+FIRST_READ = 4
+"""Candidates beyond k that are read first."""
+MIN_PART_BYTES = 4 * 2**20
+"""Codes that are worth a thread of their own: about a millisecond."""
 DOUBT = 2.0
 """A candidate is left unread when its FAISS distance is farther beyond the k-th nearest than this many times the
-largest error among those read: with 8-bit codes a few are read beyond k + 16, with product quantisation all."""
+largest error among those read: with 8-bit codes hardly any is read beyond k + 4, with product quantisation all."""
 MAX_DEAD = 0.05
 """Share of removed rows that a kind without removal carries along before it is built anew."""
 
@@ -59,6 +65,12 @@ class ApproximateIndex:
         self._selects = self._inverted is not None or self._graph is not None or isinstance(self._core, selects)
         self.effort = self._inverted.nprobe if self._inverted is not None else getattr(self._graph, "efSearch", 0)
         """Lists probed (inverted file) or candidates followed (graph) by a search without filter."""
+        self._pool: ThreadPoolExecutor | None = None
+
+    def share(self, pool: ThreadPoolExecutor) -> None:
+        """Searches that compare every code may use the threads of `pool` from now on."""
+        if self._selects and self._inverted is None and self._graph is None:
+            self._pool = pool
 
     def __len__(self) -> int:
         with self._lock.reading():
@@ -120,7 +132,8 @@ class ApproximateIndex:
             return scan(query, everyone, k, stored, self._metric)
         for widest in (False, True):
             candidates = self._candidates(query, 2 * k + MORE_CANDIDATES, allowed, widest=widest)
-            found = self._ranked(query, candidates, k, stored)
+            with turn():
+                found = self._ranked(query, candidates, k, stored)
             if len(found.ids) >= wanted:
                 return found
         return scan(query, everyone, k, stored, self._metric)
@@ -148,7 +161,7 @@ class ApproximateIndex:
 
     def _ranked(self, query: NDArray[np.float32], candidates: Neighbours, k: int, stored: Stored) -> Neighbours:
         """The k nearest of the candidates by their stored descriptors."""
-        ids, count = candidates.ids, k + SLACK
+        ids, count = candidates.ids, k + FIRST_READ
         first = scan(query, np.sort(ids[:count]), count, stored, self._metric)
         if len(first.ids) < k:  # some were deleted since
             return scan(query, np.sort(ids), k, stored, self._metric)
@@ -172,7 +185,9 @@ class ApproximateIndex:
                 return merge([])
             if allowed is None and len(self._dead):
                 allowed = self._ids
-            if allowed is None or self._selects:
+            if allowed is None and self._pool is not None and self._lock.readers == 1:
+                scores, found = self._in_parts(vector, min(count, total), self._pool)
+            elif allowed is None or self._selects:
                 chosen = self._parameters(total, count, allowed, widest=widest)
                 scores, found = self._faiss.search(vector, min(count, total), params=chosen[0] if chosen else None)
             else:  # without a selector: as many more as the filter will drop
@@ -183,6 +198,28 @@ class ApproximateIndex:
             here &= _among(found[0], allowed)
         distances = scores[0][here]
         return Neighbours(found[0][here], distances if self._metric == "squared_euclidean" else 1 - distances)
+
+    def _in_parts(
+        self, vector: NDArray[np.float32], count: int, pool: ThreadPoolExecutor
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """As FAISS's own search of `vector` (1, D): scores and ids (1, count), nearest first."""
+        parts = min(pool._max_workers, max(1, len(self._ids) * self._core.code_size // MIN_PART_BYTES))
+        bounds = [0, *self._ids[len(self._ids) * np.arange(1, parts) // parts].tolist(), int(self._ids[-1]) + 1]
+
+        def one(part: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            selector: Any = faiss.IDSelectorRange
+            parameters: Any = faiss.SearchParameters
+            own = selector(bounds[part], bounds[part + 1])
+            return tuple(self._faiss.search(vector, count, params=parameters(sel=own)))
+
+        if parts == 1:
+            return tuple(self._faiss.search(vector, count))
+        others = [pool.submit(one, part) for part in range(1, parts)]
+        found = [one(0), *(other.result() for other in others)]
+        scores, ids = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
+        key = scores[0] if self._metric == "squared_euclidean" else -scores[0]
+        nearest = np.argsort(np.where(ids[0] >= 0, key, np.inf), kind="stable")[:count]
+        return scores[:, nearest], ids[:, nearest]
 
     def _parameters(
         self, total: int, count: int, allowed: NDArray[np.int64] | None, *, widest: bool

@@ -102,6 +102,11 @@ class ReadWriteLock:
         self._writing = False
         self._waiting_writers = 0
 
+    @property
+    def readers(self) -> int:
+        """How many read at this moment."""
+        return self._readers
+
     @contextmanager
     def reading(self) -> Iterator[None]:
         with self._condition:

@@ -200,6 +200,8 @@ class LiveIndex:
         return built, building.follow(built, self._gallery_key, last, store.read, stop)
 
     def _switch(self, index: Index, kind: IndexKind) -> None:
+        if isinstance(index, ApproximateIndex):
+            index.share(self._pool)
         self.index, self.kind = index, kind
         self.audit.forget()
         self.stale = False

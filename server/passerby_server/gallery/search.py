@@ -21,6 +21,7 @@ from passerby_server.gallery.index import Index, Stored
 from passerby_server.gallery.pace import PACE, LateError
 from passerby_server.gallery.recall import RecallAudit
 from passerby_server.gallery.rows import GalleryRow
+from passerby_server.gallery.turns import turn
 from passerby_server.gallery.types import MAX_SIBLINGS, Hit, Rerank, SearchQuery, TrackletFilter, TrackletRecord
 
 MAX_SHORTLIST = 2000
@@ -78,7 +79,8 @@ def run(
         groups = _groups(connection, gallery, ranker, query)
     else:
         groups = [[ranked] for ranked in ranker.best(query.top_k)]
-    return _hits(connection, gallery, groups, query.include_thumbnails)
+    with turn():
+        return _hits(connection, gallery, groups, query.include_thumbnails)
 
 
 class _Ranker:
