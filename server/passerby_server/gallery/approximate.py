@@ -129,7 +129,8 @@ class ApproximateIndex:
             everyone = self._ids if allowed is None else allowed
         wanted = min(k, len(everyone))
         if len(everyone) <= max(GRAPH_SCAN_ROWS if self._graph is not None else SCAN_ROWS, k):
-            return scan(query, everyone, k, stored, self._metric)
+            with turn():
+                return scan(query, everyone, k, stored, self._metric)
         for widest in (False, True):
             candidates = self._candidates(query, 2 * k + MORE_CANDIDATES, allowed, widest=widest)
             with turn():

@@ -22,6 +22,8 @@ TARGET_RECALL = 0.995
 """Share of the 10 nearest that probing part of an inverted file's lists must find, measured when it is built."""
 RECALL_QUERIES = 64
 RECALL_AT = 10
+EFFORT_STEPS = 8
+"""The lists probed are at most one part in so many more than needed."""
 
 
 def build(
@@ -66,22 +68,34 @@ def _sample(stored: Stored, ids: NDArray[np.int64], space: ModelSpace, stop: thr
 def _tune(
     index: ApproximateIndex, kind: IndexKind, ids: NDArray[np.int64], stored: Stored, stop: threading.Event
 ) -> None:
-    """Doubles the lists probed until stored descriptors find their neighbours as well as with all lists."""
+    """Finds how few lists may be probed: doubles them until recall suffices, then tries numbers in between."""
     _, queries = stored(np.sort(ids))
     index.effort = kind.lists
-    truths = [set(index.search(query, RECALL_AT, None, stored).ids.tolist()) for query in queries]
-    effort, recall = 1, 0.0
-    while effort < kind.lists:
+    truths = [_others(index, query, number, stored) for query, number in zip(queries, np.sort(ids), strict=True)]
+
+    def recall(effort: int) -> float:
         if stop.is_set():
             raise StoppedError
         index.effort = effort
-        found = [set(index.search(query, RECALL_AT, None, stored).ids.tolist()) for query in queries]
-        expected = sum(map(len, truths))
-        recall = sum(len(a & b) for a, b in zip(found, truths, strict=True)) / max(expected, 1)
-        if recall >= TARGET_RECALL:
-            break
-        effort *= 2
-    index.effort = min(effort, kind.lists)
+        trials = zip(queries, np.sort(ids), truths, strict=True)
+        found = sum(len(_others(index, query, number, stored) & truth) for query, number, truth in trials)
+        return found / max(sum(map(len, truths)), 1)
+
+    enough = 1
+    while enough < kind.lists and recall(enough) < TARGET_RECALL:
+        enough = min(2 * enough, kind.lists)
+    short = enough // 2
+    while enough - short > max(1, enough // EFFORT_STEPS):
+        middle = (short + enough) // 2
+        short, enough = (short, middle) if recall(middle) >= TARGET_RECALL else (middle, enough)
     logger.info(
-        "index %s: %d of %d lists are probed, recall@%d %.4f", kind, index.effort, kind.lists, RECALL_AT, recall
+        "index %s: %d of %d lists are probed, recall@%d %.4f", kind, enough, kind.lists, RECALL_AT, recall(enough)
     )
+    index.effort = enough
+
+
+def _others(index: ApproximateIndex, query: NDArray[np.float32], own: int, stored: Stored) -> set[int]:
+    """The RECALL_AT nearest of a stored descriptor but for itself, which lies in the first list that is probed: what
+    is searched for in earnest is stored under another name, or not at all."""
+    found = index.search(query, RECALL_AT + 1, None, stored).ids.tolist()
+    return set([number for number in found if number != own][:RECALL_AT])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from passerby.errors import InternalError
 from passerby_model.metrics import unit_rows
 
+from passerby_server.gallery.turns import turn
 from passerby_server.gallery.types import Metric
 
 SHARD_BYTES = 64 * 2**20
@@ -247,7 +248,8 @@ class ExactIndex:
         vector = self._vectors(query[None, :])
         with self._lock.reading():
             found = self._nearest(vector, k + SLACK, allowed)
-            exact = self._exact(vector, np.sort(found.ids))
+            with turn():
+                exact = self._exact(vector, np.sort(found.ids))
             if self._may_lack_ties(exact, found, k):
                 exact = self._exact(vector, np.sort(self._within(vector, float(exact.distances[k - 1]), allowed)))
         return Neighbours(exact.ids[:k], exact.distances[:k])

@@ -16,7 +16,7 @@ from passerby_server.gallery import approximate, building, kinds, maintenance, r
 from passerby_server.gallery.approximate import ApproximateIndex, scan
 from passerby_server.gallery.descriptors import Remembered
 from passerby_server.gallery.embedded import EmbeddedGalleries
-from passerby_server.gallery.index import search_pool
+from passerby_server.gallery.index import Neighbours, search_pool
 from passerby_server.gallery.kinds import EXACT, IndexKind
 from passerby_server.gallery.types import ModelSpace, NewTracklet, Rerank, TrackletFilter
 
@@ -157,6 +157,28 @@ def test_a_search_waits_for_its_turn_and_not_for_ever(monkeypatch):
         order.append("second")
     thread.join()
     assert order == ["first", "second"]
+
+
+class _Reaching:
+    """An index that finds a stored descriptor itself always, its ten nearest others with `needed` lists only."""
+
+    effort = 0
+
+    def __init__(self, needed: int) -> None:
+        self._needed = needed
+
+    def search(self, query, k, allowed, stored):
+        own = int(query[0])
+        others = own + 1000 + np.arange(10 if self.effort >= self._needed else 9)
+        return Neighbours(np.array([own, *others])[:k], np.arange(1 + len(others), dtype=np.float32)[:k])
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3, 16, 17, 37, 63, 64])
+def test_few_more_lists_are_probed_than_stored_descriptors_need_to_find_others(needed):
+    vectors = {number: np.full(WIDTH, number, np.float32) for number in range(20)}
+    index = _Reaching(needed)
+    building._tune(index, IndexKind("IVF64,SQ8"), np.arange(19, -1, -1), stored_from(vectors), threading.Event())
+    assert needed <= index.effort <= max(needed * 9 / 8, needed + 1)
 
 
 def test_a_candidate_that_was_deleted_meanwhile_shortens_no_answer(no_scan):
