@@ -176,7 +176,7 @@ class _Reaching:
 @pytest.mark.parametrize("needed", [1, 2, 3, 16, 17, 37, 63, 64])
 def test_few_more_lists_are_probed_than_stored_descriptors_need_to_find_others(needed):
     vectors = {number: np.full(WIDTH, number, np.float32) for number in range(20)}
-    index = _Reaching(needed)
+    index: Any = _Reaching(needed)
     building._tune(index, IndexKind("IVF64,SQ8"), np.arange(19, -1, -1), stored_from(vectors), threading.Event())
     assert needed <= index.effort <= max(needed * 9 / 8, needed + 1)
 
