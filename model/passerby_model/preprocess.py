@@ -7,8 +7,10 @@ resized by the same code wherever it comes from.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -100,15 +102,35 @@ def decode(
     Raises:
         InvalidArgumentError: empty, another format, broken or truncated, or too many pixels.
     """
+    with _reading(data, max_pixels) as picture:
+        if resized_to is not None:
+            _reduce(picture, *resized_to)
+        return np.array(_upright_rgb(picture), dtype=np.uint8)
+
+
+def decode_resized(data: bytes, height: int, width: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+    """`resize` of `decode` with `resized_to`, bit by bit, without the pixels in between as an array.
+
+    Returns:
+        uint8 (height, width, 3) RGB.
+
+    Raises:
+        InvalidArgumentError: see `decode`.
+    """
+    with _reading(data, max_pixels) as picture:
+        _reduce(picture, height, width)
+        return np.array(_upright_rgb(picture).resize((width, height), Image.Resampling.BILINEAR), dtype=np.uint8)
+
+
+@contextlib.contextmanager
+def _reading(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The picture, of which only the header is read yet. What fails in the block is an InvalidArgumentError."""
     if not data:
         raise InvalidArgumentError("the image is empty (0 bytes)", reason="IMAGE_EMPTY")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             _check_pixels(picture.width, picture.height, max_pixels)
-            if resized_to is not None and picture.format == "JPEG":
-                _reduce(picture, *resized_to)
-            picture.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(picture)), dtype=np.uint8)
+            yield picture
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidArgumentError(
             f"the image has more than the allowed {max_pixels:,} pixels", reason="IMAGE_TOO_LARGE"
@@ -150,10 +172,20 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _reduce(picture: Image.Image, height: int, width: int) -> None:
-    """Lets the JPEG decoder leave out the finest frequencies, as far as `REDUCED_FACTOR` allows."""
+    """Lets the JPEG decoder leave out the finest frequencies, as far as `REDUCED_FACTOR` allows; no other format is."""
+    if picture.format != "JPEG":
+        return
     if picture.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED:
         height, width = width, height
     picture.draft(None, (REDUCED_FACTOR * width, REDUCED_FACTOR * height))
+
+
+def _upright_rgb(picture: Image.Image) -> Image.Image:
+    """The picture's pixels, RGB, turned as its EXIF orientation says."""
+    picture.load()
+    if picture.getexif().get(_ORIENTATION, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    return picture if picture.mode == "RGB" and "transparency" not in picture.info else _to_rgb(picture)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

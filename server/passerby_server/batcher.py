@@ -10,7 +10,8 @@
   is being decoded, and at most `max_wait` seconds.
 - **Warm.** Batches have a few sizes only, those that were warmed up.
 - **Fair.** Interactive before bulk, clients in turn (`queueing.py`). Bulk does not begin while a query is being decoded.
-- **Never in vain.** Work whose caller went away or whose deadline passed is dropped before it is computed.
+- **Never in vain.** Work whose caller went away, or whose deadline is going to pass while other work waits, is dropped
+  before it is computed.
 - **Checked.** A batch gives back as many rows as went in, in the same order, or fails as a whole with INTERNAL.
 - **Watched.** A batch that takes longer than `watchdog` seconds is given up with INTERNAL, and its thread left behind.
   A new thread tries a single snippet before it takes work again. While no thread works, `healthy` is False: whoever
@@ -251,10 +252,15 @@ class Batcher:
         return plan.oldest + self._max_wait if coming and plan.waiting < plan.most else free
 
     def _drop(self, now: float) -> None:
-        """Takes out work that nobody waits for any more."""
-        for work in self._queue:
-            if work.deadline is not None and work.deadline <= now:
-                _fail(work, DeadlineExceededError("the deadline passed while the request waited for the encoder"))
+        """Takes out work that nobody waits for any more, or will when it is done, if other work can have its place."""
+        waiting = [work for work in self._queue if not work.future.done()]
+        snippets = min(self.max_batch, self.waiting)
+        done = now + snippets * self._worker_count * self._room.seconds_a_snippet
+        late = [(work, work.deadline) for work in waiting if work.deadline is not None and work.deadline <= done]
+        for work, deadline in late:
+            # Alone it is tried whatever the estimate says: nothing is won by leaving it, and the estimate may be wrong.
+            if deadline <= now or len(late) < len(waiting):
+                _fail(work, DeadlineExceededError("the deadline passes before the encoder can have an answer"))
         self._queue.keep(lambda work: not work.future.done())
 
     def _compute(self, pieces: Sequence[Piece]) -> Encoded:

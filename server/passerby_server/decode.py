@@ -94,22 +94,26 @@ class Decoder:
         wrong = []
         for index, frame in enumerate(frames, start=at):
             try:
-                into[index] = preprocess.resize(self._pixels(frame, self._size), *self._size)
+                into[index] = self._resized(frame)
             except InvalidArgumentError as error:
                 wrong.append((index, error))
         return wrong
 
-    def _pixels(self, frame: resources.Frame, resized_to: tuple[int, int]) -> NDArray[np.uint8]:
+    def _resized(self, frame: resources.Frame) -> NDArray[np.uint8]:
         kind = frame.WhichOneof("pixels")
         if kind == "encoded":
             _check_bytes(len(frame.encoded), self._limits)
-            return preprocess.decode(frame.encoded, self._limits.max_pixels, resized_to=resized_to)
+            return preprocess.decode_resized(frame.encoded, *self._size, self._limits.max_pixels)
         if kind == "raw":
-            return _raw(frame.raw, self._limits)
+            return preprocess.resize(_raw(frame.raw, self._limits), *self._size)
         raise InvalidArgumentError("has no pixels; set `encoded` or `raw`", reason="IMAGE_EMPTY")
 
     def _thumbnail(self, frame: resources.Frame) -> bytes:
-        picture = Image.fromarray(self._pixels(frame, (THUMBNAIL_HEIGHT, 1)))
+        if frame.WhichOneof("pixels") == "encoded":
+            reduced = (THUMBNAIL_HEIGHT, 1)
+            picture = Image.fromarray(preprocess.decode(frame.encoded, self._limits.max_pixels, resized_to=reduced))
+        else:
+            picture = Image.fromarray(_raw(frame.raw, self._limits))
         picture.thumbnail((THUMBNAIL_MAX_WIDTH, THUMBNAIL_HEIGHT), Image.Resampling.BILINEAR)
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=THUMBNAIL_QUALITY)

@@ -84,6 +84,8 @@ def test_any_picture_is_read_or_refused(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata
         try:
+            if reduced:
+                assert preprocess.decode_resized(data, 32, 16, MAX_PIXELS).shape == (32, 16, 3)
             pixels = preprocess.decode(data, MAX_PIXELS, resized_to=(32, 16) if reduced else None)
         except InvalidArgumentError as error:
             assert error.reason in ("IMAGE_EMPTY", "IMAGE_BROKEN", "IMAGE_UNREADABLE", "IMAGE_TOO_LARGE")  # noqa: PT017

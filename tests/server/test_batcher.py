@@ -172,6 +172,34 @@ def test_cancelled_and_expired_work_is_never_computed() -> None:
     run(test)
 
 
+def test_work_that_would_be_late_leaves_its_place_to_others() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)
+        batcher._room.seconds_a_snippet = 2.0
+        late = batcher.submit(snippets(1, 2), deadline=asyncio.get_running_loop().time() + 5)
+        wanted = batcher.submit(snippets(3, 4))
+        backend.gate.set()
+        assert (await wanted).descriptors[0, 0] == 9
+        with pytest.raises(DeadlineExceededError):
+            await late
+        await first
+        assert backend.batches == [1, 2]
+
+    run(test)
+
+
+def test_work_that_would_be_late_is_tried_when_nothing_else_waits() -> None:
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)
+        batcher._room.seconds_a_snippet = 20.0
+        late = [batcher.submit(snippets(1), deadline=asyncio.get_running_loop().time() + 5) for _ in range(2)]
+        backend.gate.set()
+        await asyncio.gather(first, *late)
+        assert backend.batches == [1, 2]
+
+    run(test)
+
+
 def test_a_failure_ends_with_its_batch() -> None:
     def fail(batch: np.ndarray) -> None:
         if (batch == 13).any():

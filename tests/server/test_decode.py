@@ -158,6 +158,14 @@ def test_a_truncated_file_is_refused_wherever_it_ends(decoder: Decoder, make: Ca
             assert make in [made for name, made in PICTURES if name.startswith("animated")]
 
 
+@pytest.mark.parametrize("make", [make for _, make in PICTURES], ids=[name for name, _ in PICTURES])
+@pytest.mark.parametrize("size", [(24, 12), (100, 40), (256, 128)])
+def test_resizing_at_once_gives_the_same_pixels(make: Callable[[], bytes], size: tuple[int, int]) -> None:
+    data = make()
+    in_two_steps = preprocess.resize(preprocess.decode(data, resized_to=size), *size)
+    np.testing.assert_array_equal(preprocess.decode_resized(data, *size), in_two_steps)
+
+
 @pytest.mark.parametrize(
     ("scale", "size"), [(1, (64, 32)), (2, (128, 64)), (3, (192, 96)), (4, (128, 64)), (8, (128, 64)), (20, (160, 80))]
 )
@@ -204,9 +212,9 @@ def test_frames_of_a_query_do_not_wait_behind_those_of_bulk(monkeypatch: pytest.
         names.append(threading.current_thread().name)
         if data == b"slow":
             assert gate.wait(20)
-        return quarters()
+        return quarters(HEIGHT, WIDTH)
 
-    monkeypatch.setattr(preprocess, "decode", slow)
+    monkeypatch.setattr(preprocess, "decode_resized", slow)
 
     async def main() -> None:
         decoder = Decoder(HEIGHT, WIDTH, Limits(), threads=1)

@@ -40,7 +40,7 @@ class ModelService(v1_grpc.ModelServiceServicer):
         encoded = await loaded.encoder.encode(request.frames.frames, deadline=deadline_of(context))
         return v1.EmbedTrackletResponse(
             tracklet_descriptor=resources.TrackletDescriptor(
-                values=encoded.descriptor, model_fingerprint=loaded.space.fingerprint
+                values=encoded.descriptor.tolist(), model_fingerprint=loaded.space.fingerprint
             ),
             snippet_count=encoded.snippet_count,
         )
@@ -57,7 +57,7 @@ class ModelService(v1_grpc.ModelServiceServicer):
         encoded = await loaded.encoder.encode(request.frames.frames, deadline=deadline_of(context), with_masks=True)
         masks = [
             v1.SpatialMask(
-                frame_index=index, height=mask.shape[0], width=mask.shape[1], values=mask.ravel(), block=block
+                frame_index=index, height=mask.shape[0], width=mask.shape[1], values=mask.ravel().tolist(), block=block
             )
             for block, stack in sorted(encoded.masks.items())
             for index, mask in enumerate(stack)

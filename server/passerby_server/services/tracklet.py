@@ -63,7 +63,7 @@ class TrackletService(v1_grpc.TrackletServiceServicer):
             gallery = await reading(galleries.get_gallery, gallery_id)
             values = await reading(galleries.get_descriptor, gallery_id, tracklet_id)
             response.tracklet_descriptor.CopyFrom(
-                resources.TrackletDescriptor(values=values, model_fingerprint=gallery.space.fingerprint)
+                resources.TrackletDescriptor(values=values.tolist(), model_fingerprint=gallery.space.fingerprint)
             )
         if request.include_thumbnail:
             response.thumbnail = await reading(galleries.get_thumbnail, gallery_id, tracklet_id)
