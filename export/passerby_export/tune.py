@@ -27,6 +27,7 @@ from passerby_model.backends import (
     Options,
     PrecisionKind,
     default_max_batch,
+    default_streams,
     first_that_opens,
     open_artefact,
 )
@@ -41,7 +42,7 @@ from .samples import sample_snippets
 log = logging.getLogger(__name__)
 
 STREAMS = (1, 2, 4, 8)
-"""More divide the cores so finely that a lone request waits for long."""
+"""More divide the cores so finely that a batch takes long."""
 LEAST_GAIN = 0.03
 """A setting that is faster by less than this is not worth another behaviour under load."""
 HOPELESS = 0.85
@@ -125,7 +126,8 @@ def tune(
     bundle = open_bundle(path)
     found = candidates(bundle, backend, precision)
     artefact, runtime = first_that_opens(found, lambda a, r: (open_artefact(bundle, a, r, Options(threads)), (a, r)))[1]
-    settings = settings_for(threads, default_max_batch(bundle.manifest.input.snippet_length))
+    max_batch = default_max_batch(bundle.manifest.input.snippet_length)
+    settings = settings_for(threads, max_batch, default_streams(runtime, threads))
     log.info("%d settings of %s on %s", len(settings), artefact.file, runtime)
     runners = _runners(bundle, artefact, runtime, settings)
     largest = max(setting.max_batch * setting.streams for setting in settings)
@@ -152,8 +154,8 @@ def tune(
     )
 
 
-def settings_for(threads: int, max_batch: int) -> list[Setting]:
-    """The settings to measure, the default (one stream, all threads, `max_batch`) first.
+def settings_for(threads: int, max_batch: int, streams: int) -> list[Setting]:
+    """The settings to measure, the default (`streams` streams, all threads, `max_batch`) first.
 
     Threads: those allowed, and half of all cores where there are four or more, since two of them are often one core's.
     Batches: `max_batch`, which is the largest that the parity report covers, its half and its quarter.
@@ -161,13 +163,15 @@ def settings_for(threads: int, max_batch: int) -> list[Setting]:
     cores = threads or usable_cores()
     counts = [cores] if threads or cores < 4 else [cores, cores // 2]
     batches = [max_batch, *sorted({max(1, max_batch // 2), max(1, max_batch // 4)} - {max_batch}, reverse=True)]
-    return [
-        Setting(streams=streams, threads=count, max_batch=batch)
+    found = [
+        Setting(streams=number, threads=count, max_batch=batch)
         for count in counts
-        for streams in STREAMS
-        if streams <= count
+        for number in STREAMS
+        if number <= count
         for batch in batches
     ]
+    default = Setting(streams=streams, threads=cores, max_batch=max_batch)
+    return [default, *(setting for setting in found if setting != default)]
 
 
 def verdict_of(pairs: Sequence[tuple[float, float]]) -> Verdict:

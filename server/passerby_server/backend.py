@@ -20,6 +20,7 @@ from passerby_model.backends import (
     BackendName,
     Options,
     default_max_batch,
+    default_streams,
     first_that_opens,
     open_artefact,
 )
@@ -82,7 +83,8 @@ def open_sized(bundle: Bundle, config: ServerConfig) -> Sized:
 
 
 def _open(bundle: Bundle, config: ServerConfig, artefact: Artefact, runtime: BackendName) -> Sized:
-    threads, workers = config.threads, config.batching.workers
+    threads = config.threads
+    workers = config.batching.workers or default_streams(runtime, threads)
     max_batch = config.batching.max_snippets or default_max_batch(bundle.manifest.input.snippet_length)
     folder = config.cache.folder
     if folder is not None and config.cache.tuning:

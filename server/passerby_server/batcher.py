@@ -7,7 +7,8 @@
 - **Bounded.** `admit` counts snippets from before they are decoded until they are encoded (`admission.py`). When there is
   no room a request is refused at once; a *patient* one (a stream, which its caller can hold back) waits for it instead.
 - **Full.** While a batch computes, the next one gathers. An idle encoder waits for more only as long as another request
-  is being decoded, and at most `max_wait` seconds.
+  is being decoded, and at most `max_wait` seconds. With several workers another batch begins beside it once it is full,
+  or has waited for `BESIDE_WAIT` seconds; small bulk batches never do.
 - **Warm.** Batches have a few sizes only, those that were warmed up.
 - **Fair.** Interactive before bulk, clients in turn (`queueing.py`). Bulk does not begin while a query is being decoded.
 - **Never in vain.** Work whose caller went away, or whose deadline is going to pass while other work waits, is dropped
@@ -23,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from typing import Self
@@ -40,6 +42,7 @@ from passerby_model.backends import Backend, Encoded
 
 from passerby_server import lanes
 from passerby_server.admission import Room
+from passerby_server.batches import deliver, note_start, rows
 from passerby_server.encoder_thread import EncoderThread, HungError
 from passerby_server.queueing import BatchQueue, Piece, Plan, Work
 from passerby_server.telemetry.calls import current
@@ -51,6 +54,9 @@ MAX_LEFT_BEHIND = 4
 # Longest time, in seconds, that bulk leaves the encoder to a query whose frames are being decoded: otherwise the query
 # would find a batch begun that cannot be interrupted.
 BULK_HOLD = 0.05
+# Seconds that work waits at most for the batch that computes, before another batch than a full one begins beside it: both
+# are slower then.
+BESIDE_WAIT = 1.0
 # Weight of the newest batch in the running mean of the encoder's speed.
 _SPEED_WEIGHT = 0.2
 # Seconds between looks at whether one of the hanging calls came back, and before a backend that throws is tried again.
@@ -96,6 +102,7 @@ class Batcher:
         self._closed = False
         self._worker_count = workers
         self._hung_workers = 0
+        self._computing = 0  # batches
         self._threads: list[EncoderThread[Encoded]] = []
         self._workers: list[asyncio.Task[None]] = []
 
@@ -211,9 +218,9 @@ class Batcher:
         while True:
             pieces = self._queue.take(await self._gather())
             start = loop.time()
-            _note_start(pieces, start)
+            note_start(pieces, start)
             try:
-                encoded = await thread.run(partial(self._compute, pieces), self._watchdog)
+                encoded = await self._encoded(pieces, thread)
             except asyncio.CancelledError:  # stopped: nobody will deliver what is being computed
                 _fail_pieces(pieces, _shutting_down())
                 raise
@@ -225,8 +232,18 @@ class Batcher:
                 log.exception("a batch failed")
                 _fail_pieces(pieces, _as_internal(error))
             else:
-                _deliver(pieces, encoded, loop.time())
-                self._learn_speed(loop.time() - start, _rows(pieces))
+                deliver(pieces, encoded, loop.time())
+
+    async def _encoded(self, pieces: Sequence[Piece], thread: EncoderThread[Encoded]) -> Encoded:
+        start = asyncio.get_running_loop().time()
+        self._computing += 1
+        try:
+            encoded = await thread.run(partial(self._compute, pieces), self._watchdog)
+            self._learn_speed(asyncio.get_running_loop().time() - start, rows(pieces))
+            return encoded
+        finally:
+            self._computing -= 1
+            self._arrived.set()  # whoever waited because this batch computed
 
     async def _gather(self) -> Plan:
         """Waits until a batch should start; what it is to be taken from."""
@@ -234,18 +251,22 @@ class Batcher:
         free = loop.time()
         while True:
             self._drop(loop.time())
-            plan, timeout = self._queue.plan(loop.time()), None
+            plan, timeout = self._queue.plan(loop.time()), math.inf
             if plan is not None:
                 timeout = self._wait_until(plan, free) - loop.time()
                 if timeout <= 0:
                     return plan
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), timeout)
+                await asyncio.wait_for(self._arrived.wait(), None if timeout == math.inf else timeout)
 
     def _wait_until(self, plan: Plan, free: float) -> float:
         """Until when a batch of `plan` waits for what is being decoded, on the loop's clock; `free`: since when the encoder
         has nothing to do."""
+        if self._computing and plan.most < self.max_batch:
+            return math.inf  # bulk makes way for what is interactive
+        if self._computing and plan.waiting < plan.most:
+            return plan.oldest + BESIDE_WAIT
         if plan.bulk and not plan.owed and self._announced[False]:
             return free + BULK_HOLD
         coming = self._announced[False] or (plan.bulk and self._announced[True])
@@ -255,7 +276,7 @@ class Batcher:
         """Takes out work that nobody waits for any more, or will when it is done, if other work can have its place."""
         waiting = [work for work in self._queue if not work.future.done()]
         snippets = min(self.max_batch, self.waiting)
-        done = now + snippets * self._worker_count * self._room.seconds_a_snippet
+        done = now + snippets * (self._computing + 1) * self._room.seconds_a_snippet
         late = [(work, work.deadline) for work in waiting if work.deadline is not None and work.deadline <= done]
         for work, deadline in late:
             # Alone it is tried whatever the estimate says: nothing is won by leaving it, and the estimate may be wrong.
@@ -331,44 +352,9 @@ class Batcher:
         self._queue.keep(lambda _: False)
 
     def _learn_speed(self, seconds: float, snippets: int) -> None:
-        newest = seconds / snippets / self._worker_count
+        newest = seconds / snippets / self._computing
         old = self._room.seconds_a_snippet or newest
         self._room.seconds_a_snippet = (1 - _SPEED_WEIGHT) * old + _SPEED_WEIGHT * newest
-
-
-def _note_start(pieces: Sequence[Piece], now: float) -> None:
-    for work, start, _ in pieces:
-        if start == 0:
-            work.started = now
-            if work.call is not None:
-                work.call.took("queue", now - work.arrival)
-
-
-def _deliver(pieces: Sequence[Piece], encoded: Encoded, now: float) -> None:
-    row = 0
-    for work, start, stop in pieces:
-        rows = slice(row, row + stop - start)
-        row = rows.stop
-        work.parts[start] = Encoded(
-            encoded.descriptors[rows], {block: mask[rows] for block, mask in encoded.masks.items()}
-        )
-        if not work.future.done() and sum(len(part.descriptors) for part in work.parts.values()) == len(work.snippets):
-            work.future.set_result(_joined([work.parts[at] for at in sorted(work.parts)]))
-            if work.call is not None:
-                work.call.took("encode", now - work.started)
-
-
-def _rows(pieces: Sequence[Piece]) -> int:
-    return sum(piece.stop - piece.start for piece in pieces)
-
-
-def _joined(parts: Sequence[Encoded]) -> Encoded:
-    if len(parts) == 1:
-        return parts[0]
-    return Encoded(
-        np.concatenate([part.descriptors for part in parts]),
-        {block: np.concatenate([part.masks[block] for part in parts]) for block in parts[0].masks},
-    )
 
 
 def _fail_pieces(pieces: Sequence[Piece], error: PasserbyError) -> None:

@@ -26,7 +26,7 @@ from passerby_model.backends import Backend
 from passerby_model.backends.cores import usable_cores
 from passerby_model.bundle import Bundle, open_bundle
 
-from passerby_server.backend import open_sized
+from passerby_server.backend import Sized, open_sized
 from passerby_server.batcher import Batcher
 from passerby_server.config import ServerConfig
 from passerby_server.decode import Decoder
@@ -235,7 +235,7 @@ class Runtime:
             closing.callback(sized.stop)
             backend, max_batch = sized.backend, sized.max_batch
             shape = (size.snippet_length, size.height, size.width, 3)
-            await asyncio.to_thread(warm_up, backend, shape, max_batch, self._check_going_on)
+            await asyncio.to_thread(warm_up, sized, shape, self._check_going_on)
             decoder = Decoder(size.height, size.width, config.limits, config.decode_threads or usable_cores())
             closing.callback(decoder.close)
             await decoder.warm_up()
@@ -296,14 +296,20 @@ def check_fingerprint(fingerprint: str, gallery: GalleryRecord, whose: str) -> N
         )
 
 
-def warm_up(backend: Backend, shape: tuple[int, ...], max_batch: int, check: Callable[[], None]) -> None:
-    """Runs every batch size that the batcher makes, so that no caller waits for the first run. Raises what `check`, which is
-    called before each of them, raises."""
-    sizes = warm_up_sizes(max_batch)
+def warm_up(sized: Sized, shape: tuple[int, ...], check: Callable[[], None]) -> None:
+    """Runs every batch size that the batcher makes, alone and side by side, so that no caller waits for the first run.
+    Raises what `check`, which is called before each of them, raises."""
+    sizes = warm_up_sizes(sized.max_batch)
     start = time.perf_counter()
-    for size in sizes:
-        check()
-        backend.encode(np.zeros((size, *shape), dtype=np.uint8))
+    with ThreadPoolExecutor(sized.workers + 1) as pool:
+        for size in sizes:
+            check()
+            batch = np.zeros((size, *shape), dtype=np.uint8)
+            sized.backend.encode(batch)
+            if sized.workers > 1:
+                check()
+                # One more than side by side: whoever is first computes as if alone.
+                list(pool.map(sized.backend.encode, [batch] * (sized.workers + 1)))
     event(log, logging.INFO, "warmed up", batches=len(sizes), seconds=f"{time.perf_counter() - start:.2f}")
 
 

@@ -197,7 +197,14 @@ class Batching(Section):
         "request gets RESOURCE_EXHAUSTED at once. One client gets at most half, and so do all streams together. 512 snippets "
         "of 4 frames at 256 x 128 are 192 MiB.",
     )
-    workers: int = Field(1, ge=1, le=64, description="Batches that compute at the same time, sharing the threads.")
+    workers: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Batches that compute at the same time, sharing the threads; another one than the first begins when it "
+        "is full, or has waited for a second. 0: two with OpenVINO on two threads or more, else one. Two need the weights "
+        "in memory twice.",
+    )
     bulk_share: float = Field(
         0.1,
         ge=0.01,

@@ -18,20 +18,22 @@ from tests.encoders import make_bundle
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 4, 16, 200])
 @pytest.mark.parametrize("max_batch", [1, 2, 8, 32])
+@pytest.mark.parametrize("streams", [1, 2])
 def test_settings_begin_with_the_default_and_stay_within_what_was_proven(
-    monkeypatch: pytest.MonkeyPatch, cores: int, max_batch: int
+    monkeypatch: pytest.MonkeyPatch, cores: int, max_batch: int, streams: int
 ) -> None:
     monkeypatch.setattr(tuning_tool, "usable_cores", lambda: cores)
-    settings = settings_for(0, max_batch)
-    assert settings[0] == Setting(streams=1, threads=cores, max_batch=max_batch)
+    streams = min(streams, cores)
+    settings = settings_for(0, max_batch, streams)
+    assert settings[0] == Setting(streams=streams, threads=cores, max_batch=max_batch)
     assert len(settings) == len(set(settings)) <= 24
     assert all(s.streams <= s.threads <= cores and 1 <= s.max_batch <= max_batch for s in settings)
     assert {s.threads for s in settings} == ({cores} if cores < 4 else {cores, cores // 2})
 
 
 def test_threads_that_were_asked_for_are_kept() -> None:
-    assert {setting.threads for setting in settings_for(6, 8)} == {6}
-    assert {setting.streams for setting in settings_for(6, 8)} == {1, 2, 4}
+    assert {setting.threads for setting in settings_for(6, 8, 2)} == {6}
+    assert {setting.streams for setting in settings_for(6, 8, 2)} == {1, 2, 4}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_the_result_is_one_of_the_settings_and_is_found_again(tmp_path: Path, ru
     printed = json.loads(done.out)
     measured = [row["setting"] for row in printed["measured"]]
     assert len(measured) == 6
-    assert printed["default"] == measured[0] == {"streams": 1, "threads": 2, "max_batch": 8}
+    assert printed["default"] == measured[0] == {"streams": 2, "threads": 2, "max_batch": 8}
     assert printed["chosen"] in measured
     assert all(row["snippets_per_second"] > 0 and row["rounds"] >= 1 for row in printed["measured"])
     assert (printed["chosen"] == printed["default"]) == (printed["gain"] == 1.0)
@@ -107,4 +109,4 @@ def test_the_command_says_what_it_measured_and_refuses_what_it_does_not_know(tmp
 
 
 def test_cores_are_those_that_the_process_may_use() -> None:
-    assert settings_for(0, 8)[0].threads == usable_cores()
+    assert settings_for(0, 8, 1)[0].threads == usable_cores()

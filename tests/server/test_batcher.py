@@ -460,3 +460,53 @@ def test_several_workers_compute_side_by_side() -> None:
         assert [int(result.descriptors[0, 0]) for result in results] == [3 * value for value in values]
 
     run(test, workers=3, max_batch=5)
+
+
+def test_another_batch_begins_beside_one_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "BESIDE_WAIT", 60.0)
+
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)
+        waiting = [batcher.submit(snippets(value)) for value in (1, 2, 3)]
+        await asyncio.sleep(0.05)
+        assert batcher.waiting == 3
+        waiting.append(batcher.submit(snippets(4)))
+        while batcher.waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert not first.done()
+        backend.gate.set()
+        assert [int((await work).descriptors[0, 0]) for work in waiting] == [3, 6, 9, 12]
+        await first
+        assert sorted(backend.batches) == [1, 4]
+
+    run(test, workers=2)
+
+
+def test_work_waits_for_the_batch_that_computes_no_longer_than_beside_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "BESIDE_WAIT", 0.05)
+
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)
+        work = batcher.submit(snippets(1))
+        while batcher.waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert not first.done()
+        backend.gate.set()
+        await asyncio.gather(first, work)
+
+    run(test, workers=2)
+
+
+def test_small_bulk_batches_never_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "BESIDE_WAIT", 0.01)
+
+    async def test(backend: Adder, batcher: Batcher) -> None:
+        first = await blocked(backend, batcher)  # interactive: from here on bulk batches are small
+        with entered(Lane("camera", bulk=True)):
+            bulk = [batcher.submit(snippets(value)) for value in range(8)]
+        await asyncio.sleep(0.1)
+        assert batcher.waiting == 8
+        backend.gate.set()
+        await asyncio.gather(first, *bulk)
+
+    run(test, workers=2)

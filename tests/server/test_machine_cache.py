@@ -17,7 +17,7 @@ from tests.encoders import make_bundle
 from tests.server.live import running
 from tests.server.pictures import crops, sequence
 
-CHOSEN = Setting(streams=2, threads=2, max_batch=4)
+CHOSEN = Setting(streams=4, threads=2, max_batch=4)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def tuned(bundle: Bundle, cache: Path, threads: int = 0, **changes: Any) -> Path
     tuning = Tuning(
         key=key.model_copy(update=changes),
         chosen=CHOSEN,
-        default=Setting(streams=1, threads=2, max_batch=8),
+        default=Setting(streams=2, threads=2, max_batch=8),
         gain=1.2,
         noise=0.03,
         measured=(),
@@ -58,20 +58,20 @@ def test_a_served_bundle_takes_its_tuning_and_says_so(
     tuned(bundle, tmp_path / "cache", threads=1)
     with running(bundle.root, tmp_path / "data", cache={"folder": tmp_path / "cache"}) as server:
         assert server.server.runtime.loaded.max_batch == 4
-        assert server.server.runtime.loaded.encoder.batcher._worker_count == 2
+        assert server.server.runtime.loaded.encoder.batcher._worker_count == 4
         server.ingest(server.new_gallery(), sequence(crops(9)))
     line = next(record for record in caplog.records if record.message == "tuned for this machine")
-    assert line.fields["workers"] == 2  # type: ignore[attr-defined]
+    assert line.fields["workers"] == 4  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, (2, 4)),
-        ({"cache": {"tuning": False}}, (1, 8)),
+        ({}, (4, 4)),
+        ({"cache": {"tuning": False}}, (2, 8)),
         ({"batching": {"workers": 1}}, (1, 8)),
-        ({"batching": {"max_snippets": 2}}, (1, 2)),
-        ({"batching": {"max_wait_ms": 1}}, (2, 4)),
+        ({"batching": {"max_snippets": 2}}, (2, 2)),
+        ({"batching": {"max_wait_ms": 1}}, (4, 4)),
         ({"threads": 1}, (1, 8)),  # tuned for all cores, asked for one
         ({"backend": "onnxruntime"}, (1, 8)),
     ],
@@ -91,11 +91,11 @@ def test_a_tuning_of_anything_else_is_not_taken(
     bundle: Bundle, tmp_path: Path, changed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = tuned(bundle, tmp_path, 0, **{changed: "0" * 64})
-    assert opened(bundle, tmp_path).workers == 1
+    assert opened(bundle, tmp_path).workers == 2
     # Not even under the name of the right one.
     own = tuning_path(tmp_path, tuning_key(bundle, bundle.manifest.artefacts[0], "openvino", 0))
     other.rename(own)
-    assert opened(bundle, tmp_path).workers == 1
+    assert opened(bundle, tmp_path).workers == 2
     assert "it is for something else than its name says" in caplog.text
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_tuning_is_ignored_and_named(
     path = tuned(bundle, tmp_path)
     path.write_bytes(text.encode("latin-1"))
     assert find_tuning(tmp_path, bundle, bundle.manifest.artefacts[0], "openvino", 0) is None
-    assert opened(bundle, tmp_path).workers == 1
+    assert opened(bundle, tmp_path).workers == 2
     assert str(path) in caplog.text
 
 
@@ -118,7 +118,7 @@ def test_the_compiled_encoder_is_kept_unless_switched_off(
     assert not (cache / "openvino").exists()
     for _ in range(2):
         opened(bundle, cache, cache={"folder": cache})
-    assert len(list((cache / "openvino").iterdir())) == 1
+    assert len(list((cache / "openvino").iterdir())) == 2  # for a lone batch, and for two side by side
     assert "compiled encoder taken from" in caplog.text
 
 

@@ -35,7 +35,7 @@ from passerby.v1 import tracklet_service_pb2 as tracklet_v1
 from passerby_client.cli import main
 from passerby_model.bundle import MANIFEST_NAME
 from passerby_server import runtime
-from passerby_server.backend import open_sized
+from passerby_server.backend import Sized, open_sized
 
 from tests.encoders import expected_descriptor, make_bundle
 from tests.server.live import LiveServer, refused, running
@@ -223,8 +223,8 @@ def test_a_model_that_fails_while_it_is_warmed_up_changes_nothing(
 
     kept: list[weakref.ref[Any]] = []
 
-    def fails(backend: Any, *_: object) -> None:
-        kept.append(weakref.ref(backend))
+    def fails(sized: Sized, *_: object) -> None:
+        kept.append(weakref.ref(sized.backend))
         raise InternalError("the runtime failed", reason="ENCODER_FAILED")
 
     shelf.put("model-1")

@@ -24,6 +24,7 @@ from passerby_model.backends.base import (
     default_max_batch,
 )
 from passerby_model.backends.choice import PrecisionKind, candidates
+from passerby_model.backends.cores import usable_cores
 from passerby_model.bundle import Artefact, Bundle, EncoderFormat, Manifest
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Options",
     "PrecisionKind",
     "default_max_batch",
+    "default_streams",
     "first_that_opens",
     "open_artefact",
     "open_backend",
@@ -52,7 +54,7 @@ class Options:
     """How a runtime is to run an encoder.
 
     `threads`: CPU threads; 0 for all cores. `streams`: calls that compute at the same time (OpenVINO only; ONNX Runtime
-    takes any number). `inference_precision`: instead of what belongs to the artefact, which is what its parity report
+    takes any number); a lone call has all threads. `inference_precision`: instead of what belongs to the artefact, which is what its parity report
     proved. `cache`: folder for what is compiled (`passerby_model.machine`); None keeps nothing. On a GPU, which needs
     one: `build_engine` lets TensorRT build what is not there, `cuda_graphs` lets ONNX Runtime capture them.
     """
@@ -93,6 +95,15 @@ def open_backend(
     return first_that_opens(
         candidates(bundle, kind, precision), lambda artefact, runtime: open_artefact(bundle, artefact, runtime, options)
     )
+
+
+def default_streams(runtime: BackendName, threads: int) -> int:
+    """Batches that compute at the same time, unless a server is told otherwise; `threads`: see `Options`.
+
+    Two on OpenVINO, each with half of the threads: a sixth more throughput on two cores than one after the other on all of
+    them, and whoever computes alone still has all. The other runtimes gain nothing, or are a GPU's.
+    """
+    return 2 if runtime == "openvino" and (threads or usable_cores()) > 1 else 1
 
 
 def first_that_opens(found: Sequence[tuple[Artefact, BackendName]], opener: Callable[[Artefact, BackendName], T]) -> T:

@@ -7,7 +7,6 @@ says which operators stay in float32, and what OpenVINO made of that is read off
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from passerby_model.backends.base import (
 from passerby_model.backends.cores import usable_cores
 from passerby_model.backends.openvino_cache import compile_cached
 from passerby_model.backends.openvino_package import import_openvino, openvino_core
+from passerby_model.backends.openvino_requests import Requests, fold_constants, streams_agree
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Manifest
 
 openvino = import_openvino()
@@ -72,7 +72,8 @@ class OpenVinoBackend:
         Args:
             manifest: what the bundle says of the encoder, checked against the graph.
             threads: CPU threads in all; 0 takes every core that the process may use.
-            streams: calls that compute at the same time, each with threads / streams threads.
+            streams: calls that compute at the same time, each with threads / streams threads; a call that comes while no
+                other computes has all of them. With more than one the weights are in memory twice.
             inference_precision: number format of what is not quantised; None for what the file says (`UNQUANTISED`),
                 else f32.
             cache: the cache folder, where what is compiled is kept; None compiles each time.
@@ -89,35 +90,39 @@ class OpenVinoBackend:
         self.spec: EncoderSpec = spec if manifest is None else check_manifest(spec, manifest)
         inference_precision = inference_precision or _unquantised(model)
         self.precision = "bf16" if inference_precision == "bf16" and precision == "fp32" else precision
-        settings = _settings(threads, streams, inference_precision)
-        if cache is None or not files:
-            compiled = core.compile_model(model, "CPU", settings)
-        else:
-            key = {"files": dict(files), "openvino": openvino.__version__}
-            compiled = compile_cached(core, model, settings, cache, key)
+        key = {"files": dict(files or {}), "openvino": openvino.__version__}
+
+        def compiled_for(streams: int) -> Any:
+            settings = _settings(threads, streams, inference_precision)
+            if cache is None or not files:
+                return core.compile_model(model, "CPU", settings)
+            return compile_cached(core, model, settings, cache, key)
+
+        if streams > 1 and precision != "int8":  # of int8 the 8-bit weights are what is computed with
+            fold_constants(model)
+        compiled = compiled_for(1)
         self._masks = {block: f"mask_cosam{block}" for block in self.spec.mask_blocks}
         self._volumes = blocks_of(COST_VOLUME_OUTPUT, [_name(port) for port in model.outputs])
-        self._compiled = compiled
+        beside = compiled_for(streams) if streams > 1 else None
+        self._compiled = [compiled] if beside is None else [compiled, beside]
         if inference_precision != "f32" or precision == "int8":
             self._check_correlation(path)
-        self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
-        for _ in range(max(1, streams)):
-            self._requests.put(compiled.create_infer_request())
+        if beside is not None and not streams_agree(compiled, beside, streams, _probe(self.spec)):
+            beside = None
+        self._requests = Requests(compiled, beside, streams)
 
     def encode(self, snippets: NDArray[np.uint8]) -> Encoded:
         """See `Backend.encode`: uint8 (B, N, H, W, 3) -> descriptors float32 (B, D), masks float32 (B, N, h, w)."""
         check_snippets(snippets, self.spec)
-        request = self._requests.get()
         try:
-            request.infer({INPUT_NAME: np.ascontiguousarray(snippets)}, share_inputs=True)
-            # The tensors are the request's own memory: they have to be copied before it is used again.
-            descriptors = _copy(request, DESCRIPTOR_NAME)
-            masks = {block: _copy(request, name) for block, name in self._masks.items()}
-            volumes = {block: _copy(request, name) for block, name in self._volumes.items()}
+            with self._requests.taken() as request:
+                request.infer({INPUT_NAME: np.ascontiguousarray(snippets)}, share_inputs=True)
+                # The tensors are the request's own memory: they have to be copied before it is used again.
+                descriptors = _copy(request, DESCRIPTOR_NAME)
+                masks = {block: _copy(request, name) for block, name in self._masks.items()}
+                volumes = {block: _copy(request, name) for block, name in self._volumes.items()}
         except RuntimeError as error:
             raise InternalError(f"OpenVINO failed: {error}", reason="ENCODER_FAILED") from error
-        finally:
-            self._requests.put(request)
         return check_encoded(Encoded(descriptors, masks, volumes), len(snippets), self.spec)
 
     def _check_correlation(self, path: Path) -> None:
@@ -143,9 +148,16 @@ class OpenVinoBackend:
                 computed_in=str(_value(info, "runtimePrecision")),
                 result=operation.get_output_element_type(0).to_string(),
             )
-            for operation in self._compiled.get_runtime_model().get_ordered_ops()
+            for compiled in self._compiled
+            for operation in compiled.get_runtime_model().get_ordered_ops()
             if (info := operation.get_rt_info())
         ]
+
+
+def _probe(spec: EncoderSpec) -> NDArray[np.uint8]:
+    """uint8 (1, N, H, W, 3) of noise; sizes that the graph leaves open are small."""
+    sizes = (spec.snippet_length or 1, spec.height or 64, spec.width or 32)
+    return np.random.default_rng(0).integers(0, 256, (1, *sizes, 3), dtype=np.uint8)
 
 
 def capabilities() -> frozenset[str]:
