@@ -97,7 +97,7 @@ def check(file: Path) -> int:
 
     Raises as `load_config` when something in it is wrong, FailedPreconditionError (FILES_MISSING) with each file that it
     names, that the server needs, and that cannot be read. Relative paths begin where the command runs, as those of the
-    server do. What the files hold is for the server's start to find out.
+    server do. Certificates and callers are looked into; what is in the bundle is for `passerby bundle verify` to find out.
     """
     found = [one for one in given({}, file=file) if one.source == "file"]
     if troubles := [f"{one.setting.key}: {trouble}" for one in found if (trouble := _trouble(one))]:
@@ -105,7 +105,18 @@ def check(file: Path) -> int:
             f"{file}: the settings are valid, but a server could not start with them: {'; '.join(troubles)}",
             reason="FILES_MISSING",
         )
+    _look_into({one.setting.key: Path(one.value) for one in found if one.setting.key in _FILES})
     return len(found)
+
+
+def _look_into(files: Mapping[str, Path]) -> None:
+    """Raises FailedPreconditionError for certificates or callers that the server would not start with."""
+    from passerby_server.security import callers, tls
+
+    if "tls.certificate" in files:
+        tls.Certificates(files["tls.certificate"], files["tls.key"], files.get("tls.client_ca"))
+    if "access.file" in files:
+        callers.read(files["access.file"])
 
 
 def _trouble(one: Given) -> str:

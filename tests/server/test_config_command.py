@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import trustme
 from passerby_client.cli import main
 from passerby_server import config_cli
 from passerby_server.config import keys, load_config
@@ -107,6 +108,24 @@ def test_files_that_the_server_could_not_read_are_named(printed: Printed, tmp_pa
     assert f"access.file: {tmp_path}/callers.json does not exist" in error
     assert f"tls.certificate: {tmp_path}/server.pem does not exist" in error
     assert f"tls.key: {tmp_path}/folder: Is a directory" in error
+
+
+def test_files_that_the_server_would_not_start_with_are_named(printed: Printed, tmp_path: Path) -> None:
+    made, callers = tmp_path / "server.yaml", tmp_path / "callers.json"
+    authority = trustme.CA()
+    pair = authority.issue_cert("localhost")
+    pair.cert_chain_pems[0].write_to_path(tmp_path / "server.pem")
+    pair.private_key_pem.write_to_path(tmp_path / "server.key")
+    callers.write_text('{"version": 1, "callers": []}')
+    made.write_text(
+        f"bundle: {make_bundle(tmp_path / 'bundle')}\naccess: {{file: {callers}}}\n"
+        f"tls: {{certificate: {tmp_path}/server.pem, key: {tmp_path}/server.key}}\n"
+    )
+    assert "4 settings, all valid" in printed("check", made)
+    callers.write_text("junk")
+    assert f"{callers} is no file of callers" in printed("check", made, code=1)
+    authority.issue_cert("localhost").private_key_pem.write_to_path(tmp_path / "server.key")
+    assert "are not a valid certificate and its unencrypted key" in printed("check", made, code=1)
 
 
 def test_what_is_wrong_is_named(printed: Printed, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

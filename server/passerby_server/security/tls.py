@@ -56,7 +56,6 @@ class Certificates:
         self._said = ""
         self.expire_time = self._check(self._in_use)
         """When the certificate in use ends."""
-        self._say()
 
     @classmethod
     def of(cls, settings: Tls) -> Certificates | None:
@@ -67,6 +66,7 @@ class Certificates:
 
     def credentials(self) -> grpc.ServerCredentials:
         """For `add_secure_port`. Without a client CA no client certificate is asked for; with one, each caller needs it."""
+        self._say()
         return grpc.dynamic_ssl_server_credentials(
             self._in_use.for_grpc(),
             self.renewed,  # type: ignore[arg-type]  # None is "no change"; the stubs do not say so
