@@ -24,6 +24,10 @@ LiveFrame = FrameInput | tuple[FrameInput, datetime]
 # A message is more than its frames: room for the header of a gRPC message and for what a proxy may add.
 MESSAGE_OVERHEAD_BYTES = 4096
 LIST_PAGE_SIZE = 500
+_PRECISIONS = {
+    "fp32": resources_pb2.DESCRIPTOR_PRECISION_FP32,
+    "fp16": resources_pb2.DESCRIPTOR_PRECISION_FP16,
+}
 
 
 def gallery(name: str) -> str:
@@ -55,6 +59,13 @@ def create_gallery(
         gallery=resources_pb2.Gallery(display_name=display_name),
         request_id=new_request_id(request_id),
     )
+
+
+def precision(name: str) -> resources_pb2.DescriptorPrecision.ValueType:
+    """The format of stored descriptors that `fp32` or `fp16` names. Raises InvalidArgumentError."""
+    if name not in _PRECISIONS:
+        raise InvalidArgumentError.of("descriptor_precision", f"must be fp32 or fp16, not {name!r}")
+    return _PRECISIONS[name]
 
 
 def tracklet_header(

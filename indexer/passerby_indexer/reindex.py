@@ -155,7 +155,13 @@ def _follower(client: Client, gallery: resources_pb2.Gallery) -> resources_pb2.G
     name = f"{_id(gallery)}-{NEXT}"
     try:
         return client.create_gallery(
-            name, display_name=gallery.display_name, follows=gallery.name, keep_frames=gallery.keep_frames
+            name,
+            display_name=gallery.display_name,
+            follows=gallery.name,
+            keep_frames=gallery.keep_frames,
+            descriptor_precision="fp16"
+            if gallery.descriptor_precision == resources_pb2.DESCRIPTOR_PRECISION_FP16
+            else "fp32",
         )
     except AlreadyExistsError:
         found = client.get_gallery(name)

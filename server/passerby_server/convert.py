@@ -20,6 +20,7 @@ from passerby.v1 import tracklet_service_pb2 as tracklet_service
 from passerby_server.gallery.types import (
     GalleryOptions,
     NewTracklet,
+    Precision,
     Rerank,
     RetentionRule,
     TrackletFilter,
@@ -98,11 +99,21 @@ def display_name(gallery: resources.Gallery) -> str:
     return gallery.display_name
 
 
+_PRECISIONS: dict[int, Precision] = {
+    resources.DESCRIPTOR_PRECISION_UNSPECIFIED: "fp32",
+    resources.DESCRIPTOR_PRECISION_FP32: "fp32",
+    resources.DESCRIPTOR_PRECISION_FP16: "fp16",
+}
+
+
 def gallery_options(gallery: resources.Gallery) -> GalleryOptions:
     """What a new gallery is asked to be. Raises InvalidArgumentError."""
     follows = names.parse_gallery_name(gallery.follows, field="gallery.follows") if gallery.follows else ""
     _check_rate("gallery.false_match_rate", gallery.false_match_rate)
-    return GalleryOptions(gallery.index_kind, gallery.false_match_rate or None, follows, gallery.keep_frames)
+    precision = _PRECISIONS.get(gallery.descriptor_precision)
+    if precision is None:
+        raise InvalidArgumentError.of("gallery.descriptor_precision", f"{gallery.descriptor_precision} is none")
+    return GalleryOptions(gallery.index_kind, gallery.false_match_rate or None, follows, gallery.keep_frames, precision)
 
 
 def gallery_changes(request: gallery_service.UpdateGalleryRequest) -> dict[str, Any]:

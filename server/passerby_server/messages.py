@@ -49,6 +49,9 @@ def gallery_message(record: GalleryRecord) -> resources.Gallery:
         false_match_rate=record.options.false_match_rate or 0.0,
         follows=names.gallery_name(record.options.follows) if record.options.follows else "",
         keep_frames=record.options.keep_frames,
+        descriptor_precision=resources.DescriptorPrecision.Value(
+            f"DESCRIPTOR_PRECISION_{record.options.descriptor_precision.upper()}"
+        ),
     )
 
 

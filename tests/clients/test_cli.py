@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import cast
 
@@ -145,11 +146,32 @@ def test_a_known_error_is_one_line_and_status_1(run: Run, arguments: list[str], 
     assert problem in done.err
 
 
+def test_a_gallery_of_fp16(run: Run, client: Client) -> None:
+    name = f"half-{uuid.uuid4().hex[:12]}"
+    created = json.loads(run("gallery", "create", name, "--descriptor-precision", "fp16", "--json").out)
+    assert created["descriptor_precision"] == "DESCRIPTOR_PRECISION_FP16"
+    assert "values, fp16" in run("gallery", "show", name).out
+    (line,) = [line for line in run("gallery", "list").out.splitlines() if line.split()[:1] == [name]]
+    assert "fp16" in line
+    client.ingest_tracklet(name, [crop((9, 9, 9))] * 4, camera="1", tracklet_id="t")
+    found = client.get_tracklet(f"galleries/{name}/tracklets/t", descriptor=True).tracklet_descriptor
+    values = np.array(found.values, np.float32)
+    np.testing.assert_array_equal(values, values.astype(np.float16))
+    given = np.array(client.embed([crop((9, 9, 9))] * 4).tracklet_descriptor.values, np.float32)
+    np.testing.assert_allclose(values, given, rtol=1e-3, atol=1e-7)
+    assert (values != given).any()
+    done = run("gallery", "create", "other", "--descriptor-precision", "fp8")
+    assert done.code == 1
+    assert "must be fp32 or fp16" in done.err
+    run("gallery", "delete", name, "--force")
+
+
 def test_a_gallery_from_creation_to_deletion(run: Run, gallery: str) -> None:
     name = gallery + "-cli"
     assert name in run("gallery", "create", name, "--display-name", "North hall").out
     assert "North hall" in run("gallery", "show", name).out
     assert name in run("gallery", "list").out
+    assert "values, fp32" in run("gallery", "show", name).out
     assert run("gallery", "stats", name).out.startswith("tracklets   0")
     changed = run("gallery", "update", name, "--index", "int8", "--false-match-rate", 0.002).out
     assert "index             int8" in changed

@@ -25,6 +25,7 @@ class AsyncGalleryMethods(AsyncConnection):
         false_match_rate: float = 0.0,
         follows: str = "",
         keep_frames: bool = False,
+        descriptor_precision: str = "fp32",
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> resources_pb2.Gallery:
@@ -34,11 +35,13 @@ class AsyncGalleryMethods(AsyncConnection):
         false_match_rate: of decisions, in (0, 1), where a search names none; 0 for the server's.
         follows: the gallery whose place this one is to take (`replace_gallery`): what is erased there is erased here.
         keep_frames: keep some frames of each tracklet, so that another model can fill the gallery anew.
+        descriptor_precision: format of the stored descriptors, `fp32` or `fp16`: half the room, values up to 65504.
         """
         request = _requests.create_gallery(gallery, display_name, request_id)
         request.gallery.index_kind = index_kind
         request.gallery.false_match_rate = false_match_rate
         request.gallery.keep_frames = keep_frames
+        request.gallery.descriptor_precision = _requests.precision(descriptor_precision)
         request.gallery.follows = _requests.gallery(follows) if follows else ""
         return (await self._call(self._galleries.CreateGallery, request, timeout)).gallery
 

@@ -71,6 +71,9 @@ def create(
     keep_frames: Annotated[
         bool, typer.Option("--keep-frames", help="Keep up to 32 frames of each tracklet, for a later reindex.")
     ] = False,
+    descriptor_precision: Annotated[
+        str, typer.Option(metavar="FORMAT", help="Of the stored descriptors: fp32, or fp16 for half the room.")
+    ] = "fp32",
     server: Server = DEFAULT_SERVER,
     ca_file: CaFile = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
@@ -84,6 +87,7 @@ def create(
             index_kind=index,
             false_match_rate=false_match_rate,
             keep_frames=keep_frames,
+            descriptor_precision=descriptor_precision,
         )
     _print(created, as_json)
 
@@ -149,11 +153,14 @@ def list_(
         print_json([plain(gallery) for gallery in galleries])
         return
     created = timed("created", [gallery.create_time for gallery in galleries])
-    table = new_table("gallery", "name", created, "model", whole=("gallery", created, "model"))
+    table = new_table(
+        "gallery", "name", created, "model", "descriptors", whole=("gallery", created, "model", "descriptors")
+    )
     for gallery in galleries:
         made = local_time(gallery.create_time)
-        table.add_row(last_part(gallery.name), gallery.display_name, made, gallery.model_fingerprint[:12])
-    print_table(table, spare=("model", "name"))
+        model = gallery.model_fingerprint[:12]
+        table.add_row(last_part(gallery.name), gallery.display_name, made, model, _precision(gallery))
+    print_table(table, spare=("descriptors", "model", "name"))
 
 
 @app.command()
@@ -296,6 +303,12 @@ def _lag(rows: int) -> str:
     return f", lacks {counted(rows, 'tracklet')}" if rows else ""
 
 
+def _precision(gallery: Gallery) -> str:
+    from passerby.v1.resources_pb2 import DESCRIPTOR_PRECISION_FP16
+
+    return "fp16" if gallery.descriptor_precision == DESCRIPTOR_PRECISION_FP16 else "fp32"
+
+
 def _print(gallery: Gallery, as_json: bool) -> None:
     if as_json:
         print_json(plain(gallery))
@@ -309,7 +322,7 @@ def _print(gallery: Gallery, as_json: bool) -> None:
             "created": local_time(gallery.create_time, zone=True),
             "model": gallery.model_fingerprint,
             "metric": Metric.Name(gallery.metric).removeprefix("METRIC_").lower().replace("_", " "),
-            "descriptor": f"{gallery.descriptor_dim} values",
+            "descriptor": f"{gallery.descriptor_dim} values, {_precision(gallery)}",
             "index": gallery.index_kind,
             "false-match rate": f"{gallery.false_match_rate:g}" if gallery.false_match_rate else "",
             "frames": "kept" if gallery.keep_frames else "",

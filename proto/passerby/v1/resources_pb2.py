@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpasserby/v1/resources.proto\x12\x0bpasserby.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x02\n\x07Gallery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12#\n\x06metric\x18\x05 \x01(\x0e\x32\x13.passerby.v1.Metric\x12\x16\n\x0e\x64\x65scriptor_dim\x18\x06 \x01(\x05\x12\x12\n\nindex_kind\x18\x07 \x01(\t\x12\x18\n\x10\x66\x61lse_match_rate\x18\x08 \x01(\x01\x12\x0f\n\x07\x66ollows\x18\t \x01(\t\x12\x13\n\x0bkeep_frames\x18\n \x01(\x08\"\xc6\x02\n\x08Tracklet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tcamera_id\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bidentity_id\x18\x05 \x01(\t\x12\x13\n\x0b\x66rame_count\x18\x06 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06labels\x18\x08 \x03(\x0b\x32!.passerby.v1.Tracklet.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"6\n\x08RawImage\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0b\n\x03rgb\x18\x03 \x01(\x0c\"|\n\x05\x46rame\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x03raw\x18\x02 \x01(\x0b\x32\x15.passerby.v1.RawImageH\x00\x12\x30\n\x0c\x63\x61pture_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06pixels\"3\n\rFrameSequence\x12\"\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x12.passerby.v1.Frame\"?\n\x12TrackletDescriptor\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t*Q\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x1c\n\x18METRIC_SQUARED_EUCLIDEAN\x10\x01\x12\x11\n\rMETRIC_COSINE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpasserby/v1/resources.proto\x12\x0bpasserby.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xca\x02\n\x07Gallery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12#\n\x06metric\x18\x05 \x01(\x0e\x32\x13.passerby.v1.Metric\x12\x16\n\x0e\x64\x65scriptor_dim\x18\x06 \x01(\x05\x12\x12\n\nindex_kind\x18\x07 \x01(\t\x12\x18\n\x10\x66\x61lse_match_rate\x18\x08 \x01(\x01\x12\x0f\n\x07\x66ollows\x18\t \x01(\t\x12\x13\n\x0bkeep_frames\x18\n \x01(\x08\x12>\n\x14\x64\x65scriptor_precision\x18\x0b \x01(\x0e\x32 .passerby.v1.DescriptorPrecision\"\xc6\x02\n\x08Tracklet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tcamera_id\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bidentity_id\x18\x05 \x01(\t\x12\x13\n\x0b\x66rame_count\x18\x06 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06labels\x18\x08 \x03(\x0b\x32!.passerby.v1.Tracklet.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"6\n\x08RawImage\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0b\n\x03rgb\x18\x03 \x01(\x0c\"|\n\x05\x46rame\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x03raw\x18\x02 \x01(\x0b\x32\x15.passerby.v1.RawImageH\x00\x12\x30\n\x0c\x63\x61pture_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06pixels\"3\n\rFrameSequence\x12\"\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x12.passerby.v1.Frame\"?\n\x12TrackletDescriptor\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t*y\n\x13\x44\x65scriptorPrecision\x12$\n DESCRIPTOR_PRECISION_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44\x45SCRIPTOR_PRECISION_FP32\x10\x01\x12\x1d\n\x19\x44\x45SCRIPTOR_PRECISION_FP16\x10\x02*Q\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x1c\n\x18METRIC_SQUARED_EUCLIDEAN\x10\x01\x12\x11\n\rMETRIC_COSINE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,20 +34,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRACKLET_LABELSENTRY']._loaded_options = None
   _globals['_TRACKLET_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_METRIC']._serialized_start=975
-  _globals['_METRIC']._serialized_end=1056
+  _globals['_DESCRIPTORPRECISION']._serialized_start=1039
+  _globals['_DESCRIPTORPRECISION']._serialized_end=1160
+  _globals['_METRIC']._serialized_start=1162
+  _globals['_METRIC']._serialized_end=1243
   _globals['_GALLERY']._serialized_start=78
-  _globals['_GALLERY']._serialized_end=344
-  _globals['_TRACKLET']._serialized_start=347
-  _globals['_TRACKLET']._serialized_end=673
-  _globals['_TRACKLET_LABELSENTRY']._serialized_start=628
-  _globals['_TRACKLET_LABELSENTRY']._serialized_end=673
-  _globals['_RAWIMAGE']._serialized_start=675
-  _globals['_RAWIMAGE']._serialized_end=729
-  _globals['_FRAME']._serialized_start=731
-  _globals['_FRAME']._serialized_end=855
-  _globals['_FRAMESEQUENCE']._serialized_start=857
-  _globals['_FRAMESEQUENCE']._serialized_end=908
-  _globals['_TRACKLETDESCRIPTOR']._serialized_start=910
-  _globals['_TRACKLETDESCRIPTOR']._serialized_end=973
+  _globals['_GALLERY']._serialized_end=408
+  _globals['_TRACKLET']._serialized_start=411
+  _globals['_TRACKLET']._serialized_end=737
+  _globals['_TRACKLET_LABELSENTRY']._serialized_start=692
+  _globals['_TRACKLET_LABELSENTRY']._serialized_end=737
+  _globals['_RAWIMAGE']._serialized_start=739
+  _globals['_RAWIMAGE']._serialized_end=793
+  _globals['_FRAME']._serialized_start=795
+  _globals['_FRAME']._serialized_end=919
+  _globals['_FRAMESEQUENCE']._serialized_start=921
+  _globals['_FRAMESEQUENCE']._serialized_end=972
+  _globals['_TRACKLETDESCRIPTOR']._serialized_start=974
+  _globals['_TRACKLETDESCRIPTOR']._serialized_end=1037
 # @@protoc_insertion_point(module_scope)

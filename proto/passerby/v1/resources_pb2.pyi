@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _DescriptorPrecision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DescriptorPrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DescriptorPrecision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DESCRIPTOR_PRECISION_UNSPECIFIED: _DescriptorPrecision.ValueType  # 0
+    """Not given."""
+    DESCRIPTOR_PRECISION_FP32: _DescriptorPrecision.ValueType  # 1
+    """IEEE 754 binary32, 4 bytes a value."""
+    DESCRIPTOR_PRECISION_FP16: _DescriptorPrecision.ValueType  # 2
+    """IEEE 754 binary16, 2 bytes a value: 11 significant bits, to 65504. A
+    descriptor beyond that is refused with INVALID_ARGUMENT.
+    """
+
+class DescriptorPrecision(_DescriptorPrecision, metaclass=_DescriptorPrecisionEnumTypeWrapper):
+    """Format of the values of a stored descriptor."""
+
+DESCRIPTOR_PRECISION_UNSPECIFIED: DescriptorPrecision.ValueType  # 0
+"""Not given."""
+DESCRIPTOR_PRECISION_FP32: DescriptorPrecision.ValueType  # 1
+"""IEEE 754 binary32, 4 bytes a value."""
+DESCRIPTOR_PRECISION_FP16: DescriptorPrecision.ValueType  # 2
+"""IEEE 754 binary16, 2 bytes a value: 11 significant bits, to 65504. A
+descriptor beyond that is refused with INVALID_ARGUMENT.
+"""
+Global___DescriptorPrecision: _TypeAlias = DescriptorPrecision  # noqa: Y015
+
 class _Metric:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -60,6 +88,7 @@ class Gallery(_message.Message):
     FALSE_MATCH_RATE_FIELD_NUMBER: _builtins.int
     FOLLOWS_FIELD_NUMBER: _builtins.int
     KEEP_FRAMES_FIELD_NUMBER: _builtins.int
+    DESCRIPTOR_PRECISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `galleries/{gallery}`."""
     display_name: _builtins.str
@@ -91,6 +120,10 @@ class Gallery(_message.Message):
     the gallery anew: at most 32, evenly spaced, and 3 MiB. Set when it is
     created.
     """
+    descriptor_precision: Global___DescriptorPrecision.ValueType
+    """Format of the stored descriptors: what is ranked by, also where an index
+    has its own. Unspecified for FP32. Set when it is created.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the gallery was created."""
@@ -108,10 +141,11 @@ class Gallery(_message.Message):
         false_match_rate: _builtins.float = ...,
         follows: _builtins.str = ...,
         keep_frames: _builtins.bool = ...,
+        descriptor_precision: Global___DescriptorPrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "descriptor_dim", b"descriptor_dim", "display_name", b"display_name", "false_match_rate", b"false_match_rate", "follows", b"follows", "index_kind", b"index_kind", "keep_frames", b"keep_frames", "metric", b"metric", "model_fingerprint", b"model_fingerprint", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "descriptor_dim", b"descriptor_dim", "descriptor_precision", b"descriptor_precision", "display_name", b"display_name", "false_match_rate", b"false_match_rate", "follows", b"follows", "index_kind", b"index_kind", "keep_frames", b"keep_frames", "metric", b"metric", "model_fingerprint", b"model_fingerprint", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,7 +49,10 @@ class Cataloguing(Erasing, Maintaining):
         validate.check_space(space)
         check_options(options)
         parts = [display_name, space.fingerprint, space.descriptor_dim, space.metric]
-        parts += dataclasses.astuple(options) if options != NO_OPTIONS else ()
+        told = dataclasses.astuple(options)
+        if options.descriptor_precision == "fp32":  # a retry is one across the update to a server that has the choice
+            told = told[:-1]
+        parts += told if options != NO_OPTIONS else ()
         request = Request(gallery_id, request_id, "CreateGallery", ledger.digest_of(*parts))
 
         def change(connection: sqlite3.Connection) -> GalleryRow:
@@ -60,7 +63,8 @@ class Cataloguing(Erasing, Maintaining):
             followed = _followed(connection, options.follows)
             connection.execute(
                 "INSERT INTO galleries (gallery_id, display_name, fingerprint, descriptor_dim, metric, create_time, "
-                "index_kind, false_match_rate, follows, keep_frames) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "index_kind, false_match_rate, follows, keep_frames, descriptor_precision) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     gallery_id,
                     display_name,
@@ -72,11 +76,12 @@ class Cataloguing(Erasing, Maintaining):
                     options.false_match_rate,
                     followed,
                     options.keep_frames,
+                    options.descriptor_precision,
                 ),
             )
             ledger.remember(connection, request, Outcome())
-            told = {"follows": options.follows} if options.follows else {}
-            ledger.record(connection, "CreateGallery", gallery_id, fingerprint=space.fingerprint, **told)
+            followed_id = {"follows": options.follows} if options.follows else {}
+            ledger.record(connection, "CreateGallery", gallery_id, fingerprint=space.fingerprint, **followed_id)
             return rows.get_gallery(connection, gallery_id)
 
         return self._store.write(change, self._publish_gallery).record
@@ -196,7 +201,10 @@ class Cataloguing(Erasing, Maintaining):
 
 
 def check_options(options: GalleryOptions) -> None:
-    """Raises InvalidArgumentError for an unknown kind of index, or a rate that is none."""
+    """Raises InvalidArgumentError for an unknown kind of index or precision, or a rate that is none."""
+    if options.descriptor_precision not in ("fp32", "fp16"):
+        known = f"must be fp32 or fp16, not {options.descriptor_precision!r}"
+        raise InvalidArgumentError.of("descriptor_precision", known)
     if options.index_kind:
         kinds.parse(options.index_kind)
     rate = options.false_match_rate

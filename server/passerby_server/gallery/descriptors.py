@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passerby_server.gallery.index import Stored
-from passerby_server.gallery.rows import MAX_VARIABLES, check_descriptor
+from passerby_server.gallery.rows import MAX_VARIABLES, decode_descriptors
 
 BATCH = 1024
 """Descriptors read from the store at once (8 MiB at 2,048 values), each batch in a read of its own: a long one would
@@ -121,7 +121,4 @@ def _arrays(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     if not found:
         return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
-    for vector_id, checksum, blob in found:
-        check_descriptor(connection, vector_id, checksum, blob)
-    values = np.frombuffer(b"".join([blob for _, _, blob in found]), "<f4").astype(np.float32, copy=False)
-    return np.array([row[0] for row in found], np.int64), values.reshape(len(found), -1)
+    return np.array([row[0] for row in found], np.int64), decode_descriptors(connection, found)

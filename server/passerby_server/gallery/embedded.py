@@ -154,15 +154,17 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
             validate.check_model(gallery_id, gallery.record.space, fingerprint, vector)
             tracklet_id = tracklet.tracklet_id or uuid.uuid4().hex
             self._check_not_erased(connection, gallery, tracklet_id)
+            precision = gallery.record.options.descriptor_precision
+            stored = validate.as_stored(vector, precision)
             vector_id = _insert(connection, gallery, tracklet_id, tracklet)
-            rows.put_descriptor(connection, vector_id, vector)
+            rows.put_descriptor(connection, vector_id, stored, precision)
             if thumbnail:
                 rows.put_thumbnail(connection, vector_id, thumbnail)
             if gallery.record.options.keep_frames:
                 rows.put_frames(connection, vector_id, frames)
             ledger.remember(connection, request, Outcome(vector_id))
             ledger.record(connection, "IngestTracklet", gallery_id, tracklet_id)
-            return _Ingested(record_of(connection, gallery, vector_id), gallery.key, vector_id, vector)
+            return _Ingested(record_of(connection, gallery, vector_id), gallery.key, vector_id, stored)
 
         return self._store.write(change, self._publish_tracklet).record
 

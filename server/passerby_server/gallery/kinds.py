@@ -7,7 +7,7 @@
 | `fp16`, `int8` | every code compared, of half or a quarter of the memory (FAISS `SQfp16`, `SQ8`) |
 | anything else | a FAISS factory string, after a semicolon its parameters: `IVF4096,SQ8;nprobe=32` |
 
-All but `exact` only find candidates: the distances that rank them are computed from the stored float32 descriptors.
+All but `exact` only find candidates: the distances that rank them are computed from the stored descriptors.
 """
 
 from __future__ import annotations

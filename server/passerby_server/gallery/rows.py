@@ -25,6 +25,7 @@ from passerby_server.gallery.types import (
     GalleryOptions,
     GalleryRecord,
     ModelSpace,
+    Precision,
     TrackletFilter,
     TrackletRecord,
     TravelWindow,
@@ -37,6 +38,8 @@ MICROSECOND = timedelta(microseconds=1)
 MAX_VARIABLES = 500
 """Values bound to one statement at most; SQLite's own limit is 32,766."""
 _COLUMNS = sealing.selected("tracklets")
+_FORMATS: dict[str, str] = {"fp32": "<f4", "fp16": "<f2"}
+"""NumPy's names of the formats in which descriptors are stored."""
 _GALLERIES = (
     f"SELECT {sealing.selected('galleries')}, "  # noqa: S608
     "(SELECT gallery_id FROM galleries AS other WHERE other.gallery_key = galleries.follows) FROM galleries"
@@ -90,8 +93,10 @@ def get_gallery(connection: sqlite3.Connection, gallery_id: str) -> GalleryRow:
 def _gallery(row: Sequence[Any]) -> GalleryRow:
     *sealed, followed = row
     values = sealing.opened(sealed, f"gallery {sealed[1]} (number {sealed[0]})")
-    key, gallery_id, display_name, fingerprint, dimension, metric, create_time, index_kind, rate, _, keep = values
-    options = GalleryOptions(index_kind, rate, followed or "", bool(keep))
+    key, gallery_id, display_name, fingerprint, dimension, metric, create_time, index_kind, rate, _, keep, precision = (
+        values
+    )
+    options = GalleryOptions(index_kind, rate, followed or "", bool(keep), precision)
     space = ModelSpace(fingerprint, dimension, metric)
     return GalleryRow(key, GalleryRecord(gallery_id, display_name, space, from_microseconds(create_time), options))
 
@@ -266,8 +271,11 @@ def get_frames(connection: sqlite3.Connection, vector_id: int) -> tuple[bytes, .
     return tuple(frame for _, frame in found)
 
 
-def put_descriptor(connection: sqlite3.Connection, vector_id: int, descriptor: NDArray[np.float32]) -> None:
-    blob = descriptor.astype("<f4").tobytes()
+def put_descriptor(
+    connection: sqlite3.Connection, vector_id: int, descriptor: NDArray[np.float32], precision: Precision = "fp32"
+) -> None:
+    """Stores a descriptor as `validate.as_stored` gave it."""
+    blob = descriptor.astype(_FORMATS[precision]).tobytes()
     connection.execute("INSERT INTO descriptors VALUES (?, ?, ?)", (vector_id, zlib.crc32(blob), blob))
 
 
@@ -276,7 +284,8 @@ def get_descriptor(connection: sqlite3.Connection, vector_id: int) -> NDArray[np
     row = connection.execute(
         "SELECT checksum, descriptor FROM descriptors WHERE vector_id = ?", (vector_id,)
     ).fetchone()
-    return decode_descriptor(connection, vector_id, *(row or (None, None)))
+    descriptor: NDArray[np.float32] = decode_descriptors(connection, [(vector_id, *(row or (None, None)))])[0]
+    return descriptor
 
 
 def descriptor_batches(
@@ -293,20 +302,29 @@ def descriptor_batches(
     )
     while batch := rows.fetchmany(batch_size):
         ids = np.array([row[0] for row in batch], np.int64)
-        yield ids, np.stack([decode_descriptor(connection, *row) for row in batch])
+        yield ids, decode_descriptors(connection, batch)
 
 
-def check_descriptor(connection: sqlite3.Connection, vector_id: int, checksum: int | None, blob: bytes | None) -> None:
-    """Raises DataLossError (DESCRIPTOR_DAMAGED) when it is missing, or its checksum does not fit."""
-    if blob is None or zlib.crc32(blob) != checksum:
-        raise sealing.damage(f"the descriptor of {name_of(connection, vector_id)}", "DESCRIPTOR_DAMAGED")
-
-
-def decode_descriptor(
-    connection: sqlite3.Connection, vector_id: int, checksum: int | None, blob: bytes | None
+def decode_descriptors(
+    connection: sqlite3.Connection, found: Sequence[tuple[int, int | None, bytes | None]]
 ) -> NDArray[np.float32]:
-    check_descriptor(connection, vector_id, checksum, blob)
-    return np.frombuffer(blob or b"", "<f4").astype(np.float32)
+    """float32 (n, D) of rows (vector id, checksum, stored bytes) of one gallery; at least one.
+
+    Raises DataLossError (DESCRIPTOR_DAMAGED) when one is missing, or its checksum or length does not fit.
+    """
+    row = connection.execute(
+        "SELECT descriptor_dim, descriptor_precision FROM tracklets JOIN galleries USING (gallery_key) WHERE vector_id = ?",
+        (found[0][0],),
+    ).fetchone()
+    kind = np.dtype(_FORMATS.get(row[1] if row else "", "<f4"))
+    width = kind.itemsize * row[0] if row else 0
+    blobs: list[bytes] = []
+    for vector_id, checksum, blob in found:
+        if blob is None or zlib.crc32(blob) != checksum or len(blob) != width:
+            raise sealing.damage(f"the descriptor of {name_of(connection, vector_id)}", "DESCRIPTOR_DAMAGED")
+        blobs.append(blob)
+    stored = np.frombuffer(b"".join(blobs), kind)
+    return stored.astype(np.float32, copy=False).reshape(len(found), -1)
 
 
 def name_of(connection: sqlite3.Connection, vector_id: int) -> str:

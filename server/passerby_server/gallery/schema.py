@@ -67,7 +67,7 @@ _V1 = (
     """CREATE TABLE descriptors (
         vector_id INTEGER PRIMARY KEY REFERENCES tracklets ON DELETE CASCADE,
         checksum INTEGER NOT NULL, -- CRC-32 of `descriptor`: SQLite itself does not notice a flipped bit in a value
-        descriptor BLOB NOT NULL -- float32, little-endian
+        descriptor BLOB NOT NULL -- float32, little-endian (from version 6 on as the gallery says: float16 or float32)
     ) STRICT""",
     """CREATE TABLE thumbnails (
         vector_id INTEGER PRIMARY KEY REFERENCES tracklets ON DELETE CASCADE,
@@ -182,7 +182,14 @@ _V5 = (
     "UPDATE thumbnails SET checksum = CASE checksum WHEN crc32(thumbnail) THEN seal(vector_id, thumbnail) ELSE -1 END",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3, _V4, _V5)
+_V6 = (
+    "ALTER TABLE galleries ADD COLUMN descriptor_precision TEXT NOT NULL DEFAULT 'fp32' "
+    "CHECK (descriptor_precision IN ('fp32', 'fp16'))",
+    f"UPDATE galleries SET seal = seal - seal({_SEALED_IN_V5['galleries']}) "  # noqa: S608
+    f"+ seal({_SEALED_IN_V5['galleries']}, descriptor_precision)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3, _V4, _V5, _V6)
 """Statements of each migration; the schema version is how many were applied."""
 
 

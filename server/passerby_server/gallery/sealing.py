@@ -39,7 +39,7 @@ _KEYS = {
 COLUMNS = {
     "galleries": (
         "gallery_key", "gallery_id", "display_name", "fingerprint", "descriptor_dim", "metric", "create_time",
-        "index_kind", "false_match_rate", "follows", "keep_frames",
+        "index_kind", "false_match_rate", "follows", "keep_frames", "descriptor_precision",
     ),
     "tracklets": (
         "vector_id", "gallery_key", "tracklet_id", "camera_id", "start_time", "end_time", "identity_id",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Metric = Literal["squared_euclidean", "cosine"]
+Precision = Literal["fp32", "fp16"]
 T = TypeVar("T")
 
 MAX_SIBLINGS = 10
@@ -40,6 +41,8 @@ class GalleryOptions:
     follows: str = ""
     keep_frames: bool = False
     """Whether frames of its tracklets are kept, to fill it anew from."""
+    descriptor_precision: Precision = "fp32"
+    """Format of the stored descriptors, by which the gallery ranks; it never changes."""
 
 
 NO_OPTIONS = GalleryOptions()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from passerby.errors import FailedPreconditionError, InvalidArgumentError
 from passerby.names import check_tracklet_id
 
-from passerby_server.gallery.types import ModelSpace, NewTracklet, TrackletFilter
+from passerby_server.gallery.types import ModelSpace, NewTracklet, Precision, TrackletFilter
 
 MAX_DESCRIPTOR_DIM = 65536
 """Far above any re-identification model (2,048 is usual)."""
@@ -54,6 +54,25 @@ def checked_descriptor(descriptor: NDArray[np.float32]) -> NDArray[np.float32]:
     if float(np.dot(vector.astype(np.float64), vector.astype(np.float64))) > MAX_SQUARED_NORM:
         raise InvalidArgumentError.of("descriptor", "is too large: its distances would not be float32 numbers")
     return vector
+
+
+def as_stored(descriptor: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:
+    """A checked descriptor (D,) with the values that are left of it in `precision`, as float32.
+
+    Raises InvalidArgumentError (DESCRIPTOR_RANGE) for one that fp16 cannot hold: beyond its range, or all zeros there.
+    """
+    if precision == "fp32":
+        return descriptor
+    largest = float(np.abs(descriptor).max())
+    with np.errstate(over="ignore", under="ignore"):
+        stored = descriptor.astype(np.float16).astype(np.float32)
+    if not np.isfinite(stored).all() or (largest > 0 and not stored.any()):
+        raise InvalidArgumentError.of(
+            "descriptor",
+            f"has values up to {largest:g}, which fp16 cannot hold (from 6e-8 to 65504): store it in a gallery of fp32",
+            reason="DESCRIPTOR_RANGE",
+        )
+    return stored
 
 
 def check_tracklet(tracklet: NewTracklet) -> None:
