@@ -18,9 +18,9 @@ from passerby_server.gallery.types import ModelSpace
 
 logger = logging.getLogger(__name__)
 
-TARGET_RECALL = 0.995
+TARGET_RECALL = 0.997
 """Share of the 10 nearest that probing part of an inverted file's lists must find, measured when it is built."""
-RECALL_QUERIES = 64
+RECALL_QUERIES = 256
 RECALL_AT = 10
 EFFORT_STEPS = 8
 """The lists probed are at most one part in so many more than needed."""
