@@ -5,9 +5,10 @@ from __future__ import annotations
 from passerby import names
 from passerby.v1 import gallery_service_pb2 as v1
 from passerby.v1 import gallery_service_pb2_grpc as v1_grpc
+from passerby.v1 import resources_pb2 as resources
 
 from passerby_server import convert, messages
-from passerby_server.gallery.types import NO_OPTIONS
+from passerby_server.gallery.types import NO_OPTIONS, GalleryRecord
 from passerby_server.interceptors import Context
 from passerby_server.runtime import Runtime
 from passerby_server.security import permit
@@ -38,14 +39,14 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
             request.request_id,
             options or NO_OPTIONS,
         )
-        return v1.CreateGalleryResponse(gallery=messages.gallery_message(record))
+        return v1.CreateGalleryResponse(gallery=_shown(record))
 
     async def GetGallery(  # noqa: N802
         self, request: v1.GetGalleryRequest, context: Context
     ) -> v1.GetGalleryResponse:
         gallery_id = names.parse_gallery_name(request.name)
         record = await self._runtime.reading(self._runtime.loaded.galleries.get_gallery, gallery_id)
-        return v1.GetGalleryResponse(gallery=messages.gallery_message(record))
+        return v1.GetGalleryResponse(gallery=_shown(record))
 
     async def ListGalleries(  # noqa: N802
         self, request: v1.ListGalleriesRequest, context: Context
@@ -55,7 +56,7 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
             self._runtime.loaded.galleries.list_galleries, size, request.page_token, only=permit.current().galleries
         )
         return v1.ListGalleriesResponse(
-            galleries=[messages.gallery_message(record) for record in page.items], next_page_token=page.next_page_token
+            galleries=[_shown(record) for record in page.items], next_page_token=page.next_page_token
         )
 
     async def UpdateGallery(  # noqa: N802
@@ -64,7 +65,7 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
         gallery_id = names.parse_gallery_name(request.gallery.name, field="gallery.name")
         changes = convert.gallery_changes(request)
         record = await self._runtime.writing(self._runtime.loaded.galleries.update_gallery, gallery_id, **changes)
-        return v1.UpdateGalleryResponse(gallery=messages.gallery_message(record))
+        return v1.UpdateGalleryResponse(gallery=_shown(record))
 
     async def ReplaceGallery(  # noqa: N802
         self, request: v1.ReplaceGalleryRequest, context: Context
@@ -86,8 +87,8 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
             request_id=request.request_id,
         )
         return v1.ReplaceGalleryResponse(
-            gallery=messages.gallery_message(done.gallery),
-            retired=messages.gallery_message(done.retired),
+            gallery=_shown(done.gallery),
+            retired=_shown(done.retired),
             missing_tracklet_count=done.missing_count,
         )
 
@@ -143,3 +144,11 @@ class GalleryService(v1_grpc.GalleryServiceServicer):
         return v1.ListAuditEntriesResponse(
             entries=[messages.audit_message(entry) for entry in page.items], next_page_token=page.next_page_token
         )
+
+
+def _shown(record: GalleryRecord) -> resources.Gallery:
+    """A gallery as the caller may see it: without the name of another one that is not the caller's."""
+    message, visible = messages.gallery_message(record), permit.current().galleries
+    if visible is not None and record.options.follows not in visible:
+        message.follows = ""
+    return message

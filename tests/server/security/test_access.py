@@ -202,6 +202,28 @@ def test_lists_have_the_callers_galleries_alone(guarded: Guarded) -> None:
     assert listed("both") == [["galleries/station"]]
 
 
+def test_the_gallery_that_is_followed_is_named_to_those_who_may_see_it(guarded: Guarded) -> None:
+    boss = guarded.of("boss").galleries
+    request = gallery_v1.CreateGalleryRequest(gallery_id="vault-next")
+    request.gallery.follows = "galleries/vault"
+    boss.CreateGallery(request, timeout=20)
+    one = callers.stubs_of(guarded.live.port, callers.add(guarded.file, "one", "reader", galleries=["vault-next"]))
+    two = callers.stubs_of(
+        guarded.live.port, callers.add(guarded.file, "two", "reader", galleries=["vault", "vault-next"])
+    )
+    get = gallery_v1.GetGalleryRequest(name="galleries/vault-next")
+    try:
+        for stubs, expected in ((one, ""), (two, "galleries/vault"), (guarded.of("boss"), "galleries/vault")):
+            assert stubs.galleries.GetGallery(get, timeout=20).gallery.follows == expected
+            listed = stubs.galleries.ListGalleries(gallery_v1.ListGalleriesRequest(), timeout=20).galleries
+            (found,) = [gallery for gallery in listed if gallery.name == "galleries/vault-next"]
+            assert found.follows == expected
+    finally:
+        one.close()
+        two.close()
+        boss.DeleteGallery(gallery_v1.DeleteGalleryRequest(name="galleries/vault-next"), timeout=20)
+
+
 def test_streams_check_each_tracklet(guarded: Guarded) -> None:
     camera = guarded.of("camera")
 
