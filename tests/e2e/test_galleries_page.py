@@ -57,9 +57,10 @@ def test_commands(server: LiveServer, folder: Path) -> None:
     assert "undone in 1 tracklet of gallery station" in printed
     printed = run(options, folder, address)
     assert "false-match rate  0.001" in printed
+    assert "fp16" in printed
     assert "exact, 0.0 MiB" in printed
     printed = run(back_up, folder)
-    assert "2 galleries, 2 tracklets" in printed
+    assert "3 galleries, 2 tracklets" in printed
     assert printed.endswith("sound\n")
     with Client(address) as client:
         assert [t.identity_id for t in client.list_tracklets("station")] == ["robert", "robert"]
