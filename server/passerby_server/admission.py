@@ -21,6 +21,9 @@ from passerby_server.queueing import Turns
 
 # Bounds of the advised delay, in seconds: shorter is a stampede, longer outlives any burst.
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 30.0
+CAUTION = 1.25
+"""What takes so long by the estimate is reckoned to take this many times as long: an answer just after its deadline was
+computed in vain, and a full queue is always near the deadline."""
 # Snippets that a waiting client's turn is worth: some eight tracklets of 8 frames.
 _TURN = 16
 
@@ -61,7 +64,7 @@ class Room:
         if self.used + wanted + self._promised() > self.most or client + wanted > self._half:
             raise self._full(client)
         ahead = sum(min(held, client + wanted) for held in self._held.values()) * self.seconds_a_snippet
-        if remaining is not None and ahead > remaining:
+        if remaining is not None and CAUTION * ahead > remaining:
             raise _too_late(ahead, remaining)
         self._add(wanted, lane, patient=False)
         return wanted

@@ -41,7 +41,7 @@ from passerby.errors import (
 from passerby_model.backends import Backend, Encoded
 
 from passerby_server import lanes
-from passerby_server.admission import Room
+from passerby_server.admission import CAUTION, Room
 from passerby_server.batches import deliver, note_start, rows
 from passerby_server.encoder_thread import EncoderThread, HungError
 from passerby_server.queueing import BatchQueue, Piece, Plan, Work
@@ -276,7 +276,7 @@ class Batcher:
         """Takes out work that nobody waits for any more, or will when it is done, if other work can have its place."""
         waiting = [work for work in self._queue if not work.future.done()]
         snippets = min(self.max_batch, self.waiting)
-        done = now + snippets * (self._computing + 1) * self._room.seconds_a_snippet
+        done = now + CAUTION * snippets * (self._computing + 1) * self._room.seconds_a_snippet
         late = [(work, work.deadline) for work in waiting if work.deadline is not None and work.deadline <= done]
         for work, deadline in late:
             # Alone it is tried whatever the estimate says: nothing is won by leaving it, and the estimate may be wrong.
