@@ -297,19 +297,18 @@ def check_fingerprint(fingerprint: str, gallery: GalleryRecord, whose: str) -> N
 
 
 def warm_up(sized: Sized, shape: tuple[int, ...], check: Callable[[], None]) -> None:
-    """Runs every batch size that the batcher makes, alone and side by side, so that no caller waits for the first run.
-    Raises what `check`, which is called before each of them, raises."""
+    """Runs every batch size that the batcher makes, and as many full batches at the same time as it lets compute, so that no
+    caller waits for the first run. Raises what `check`, which is called before each of them, raises."""
     sizes = warm_up_sizes(sized.max_batch)
     start = time.perf_counter()
-    with ThreadPoolExecutor(sized.workers + 1) as pool:
-        for size in sizes:
-            check()
-            batch = np.zeros((size, *shape), dtype=np.uint8)
-            sized.backend.encode(batch)
-            if sized.workers > 1:
-                check()
-                # One more than side by side: whoever is first computes as if alone.
-                list(pool.map(sized.backend.encode, [batch] * (sized.workers + 1)))
+    for size in sizes:
+        check()
+        sized.backend.encode(np.zeros((size, *shape), dtype=np.uint8))
+    if sized.workers > 1:
+        check()
+        full = np.zeros((sized.max_batch, *shape), dtype=np.uint8)
+        with ThreadPoolExecutor(sized.workers + 1) as pool:  # whoever is first computes as if alone
+            list(pool.map(sized.backend.encode, [full] * (sized.workers + 1)))
     event(log, logging.INFO, "warmed up", batches=len(sizes), seconds=f"{time.perf_counter() - start:.2f}")
 
 
