@@ -281,7 +281,10 @@ class Batcher:
         for work, deadline in late:
             # Alone it is tried whatever the estimate says: nothing is won by leaving it, and the estimate may be wrong.
             if deadline <= now or len(late) < len(waiting):
-                _fail(work, DeadlineExceededError("the deadline passes before the encoder can have an answer"))
+                text = (
+                    "the deadline passes before the encoder can have an answer: retry later, or with a later deadline"
+                )
+                _fail(work, DeadlineExceededError(text))
         self._queue.keep(lambda work: not work.future.done())
 
     def _compute(self, pieces: Sequence[Piece]) -> Encoded:

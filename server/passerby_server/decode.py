@@ -70,17 +70,6 @@ class Decoder:
             )
         return pixels
 
-    async def warm_up(self) -> None:
-        """Decodes a turned picture of each format: the first one loads its decoder (60 ms), for which no caller is to wait."""
-        noise = np.random.default_rng(0).integers(0, 256, (*self._size, 3), dtype=np.uint8)  # black leaves much out
-        picture, turned = Image.fromarray(noise), Image.Exif()
-        turned[ExifTags.Base.Orientation] = 6
-        for kind in preprocess.FORMATS:
-            stream = io.BytesIO()
-            picture.save(stream, kind, exif=turned.tobytes())
-            await self.thumbnail(frame := resources.Frame(encoded=stream.getvalue()))
-            await self.decode([frame], 0, "frames")
-
     async def thumbnail(self, frame: resources.Frame) -> bytes:
         """A JPEG of a frame that `decode` accepted, at most 256 pixels high and 512 wide."""
         return await asyncio.get_running_loop().run_in_executor(self._threads(), self._thumbnail, frame)
@@ -141,3 +130,20 @@ def _check_bytes(size: int, limits: Limits) -> None:
         raise InvalidArgumentError(
             f"is {size:,} bytes, more than the allowed {limits.max_frame_bytes:,}", reason="IMAGE_TOO_LARGE"
         )
+
+
+async def warm_up(height: int, width: int) -> None:
+    """Decodes a turned picture of each format, for an encoder's input of that size: the first one loads its decoder (60 ms),
+    for which no caller is to wait. Whatever the operator's limits are, which are about callers."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)  # black leaves much out
+    picture, turned = Image.fromarray(noise), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    decoder = Decoder(height, width, Limits(), threads=1)
+    try:
+        for kind in preprocess.FORMATS:
+            stream = io.BytesIO()
+            picture.save(stream, kind, exif=turned.tobytes())
+            await decoder.thumbnail(frame := resources.Frame(encoded=stream.getvalue()))
+            await decoder.decode([frame], 0, "frames")
+    finally:
+        decoder.close()

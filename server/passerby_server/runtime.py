@@ -30,6 +30,7 @@ from passerby_server.backend import Sized, open_sized
 from passerby_server.batcher import Batcher
 from passerby_server.config import ServerConfig
 from passerby_server.decode import Decoder
+from passerby_server.decode import warm_up as warm_up_decoding
 from passerby_server.encoder import TrackletEncoder
 from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.types import Galleries, GalleryRecord, ModelSpace
@@ -238,7 +239,7 @@ class Runtime:
             await asyncio.to_thread(warm_up, sized, shape, self._check_going_on)
             decoder = Decoder(size.height, size.width, config.limits, config.decode_threads or usable_cores())
             closing.callback(decoder.close)
-            await decoder.warm_up()
+            await warm_up_decoding(size.height, size.width)
             watched = WatchedBackend(backend, self._metrics)
             closing.callback(watched.close)
             batcher = await closing.enter_async_context(

@@ -158,6 +158,11 @@ def test_first_calls_load_nothing(bundle: Path, tmp_path: Path) -> None:
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
+def test_limits_for_callers_are_not_in_the_way_of_the_start(bundle: Path, tmp_path: Path) -> None:
+    with running(bundle, tmp_path / "data", limits={"max_frame_bytes": 1024, "max_pixels": 1024}) as server:
+        assert server.server.runtime.loaded.max_batch
+
+
 def test_running_calls_end_and_endless_streams_are_sent_away_when_draining(bundle: Path, tmp_path: Path) -> None:
     with running(bundle, tmp_path / "data") as server:
         gallery = server.new_gallery()

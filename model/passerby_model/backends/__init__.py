@@ -54,8 +54,8 @@ class Options:
     """How a runtime is to run an encoder.
 
     `threads`: CPU threads; 0 for all cores. `streams`: calls that compute at the same time (OpenVINO only; ONNX Runtime
-    takes any number); a lone call has all threads. `inference_precision`: instead of what belongs to the artefact, which is what its parity report
-    proved. `cache`: folder for what is compiled (`passerby_model.machine`); None keeps nothing. On a GPU, which needs
+    takes any number); a lone call has all threads. `inference_precision`: instead of what belongs to the artefact, which
+    is what its parity report proved. `cache`: folder for what is compiled (`passerby_model.machine`); None keeps nothing. On a GPU, which needs
     one: `build_engine` lets TensorRT build what is not there, `cuda_graphs` lets ONNX Runtime capture them.
     """
 
@@ -100,8 +100,8 @@ def open_backend(
 def default_streams(runtime: BackendName, threads: int) -> int:
     """Batches that compute at the same time, unless a server is told otherwise; `threads`: see `Options`.
 
-    Two on OpenVINO, each with half of the threads: a sixth more throughput on two cores than one after the other on all of
-    them, and whoever computes alone still has all. The other runtimes gain nothing, or are a GPU's.
+    Two on OpenVINO, each with half of the threads: on two cores more throughput than one after the other on all of them
+    (`benchmarks/serve.py`), and whoever computes alone still has all. The other runtimes gain nothing, or are a GPU's.
     """
     return 2 if runtime == "openvino" and (threads or usable_cores()) > 1 else 1
 

@@ -108,7 +108,7 @@ class OpenVinoBackend:
         if inference_precision != "f32" or precision == "int8":
             self._check_correlation(path)
         if beside is not None and not streams_agree(compiled, beside, streams, _probe(self.spec)):
-            beside = None
+            beside, self._compiled = None, [compiled]  # what is not used gives its memory back
         self._requests = Requests(compiled, beside, streams)
 
     def encode(self, snippets: NDArray[np.uint8]) -> Encoded:

@@ -1,7 +1,7 @@
 """Infer requests of OpenVINO for calls from any thread: who computes alone has all threads, others share them.
 
-Of two calls that both use all threads each waits for the other, layer by layer; two that have half of them each are a
-sixth faster together. A lone call, though, would be slowed to half the speed. So the encoder is compiled twice.
+Of two calls that both use all threads each waits for the other, layer by layer; two that have half of them each are
+faster together. A lone call, though, would be slowed to half the speed. So the encoder is compiled twice.
 """
 
 from __future__ import annotations
