@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ from passerby_server.gallery import descriptors as reading
 from passerby_server.gallery import embedded, ledger, rows
 from passerby_server.gallery.approximate import ApproximateIndex
 from passerby_server.gallery.embedded import EmbeddedGalleries
+from passerby_server.gallery.snapshot import path_of
 from passerby_server.gallery.types import ModelSpace, NewTracklet, Rerank, SearchQuery, TrackletFilter
 
 WIDTH = 2048
@@ -48,6 +51,18 @@ API_ROWS = 100_000
 """Tracklets that are ingested one by one, as from sixteen clients: enough to tell their rate."""
 SPACE = ModelSpace("benchmark", WIDTH, "squared_euclidean")
 Work = Callable[[NDArray[np.float32]], Any]
+OPENING = """
+import sys, time
+from pathlib import Path
+from passerby_server.gallery.embedded import EmbeddedGalleries
+start = time.perf_counter()
+galleries = EmbeddedGalleries(Path(sys.argv[1]), index=sys.argv[2], maintained=False)
+took = time.perf_counter() - start
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(round(took, 2), int(peak) // 1024, galleries.index_kind("g"))
+galleries.close()
+"""
+"""Prints seconds, peak of memory in MiB and kind of index."""
 SHARES = {"100 %": None, "10 %": 10, "1 %": 100, "0.01 %": 10_000}
 
 
@@ -199,17 +214,23 @@ def reranking_beyond(
 
 
 def starts(folder: Path, kind: str) -> dict[str, Any]:
-    """Seconds until a closed gallery is open again, as it is and without its snapshot."""
-    again: list[EmbeddedGalleries] = []
-    found: dict[str, Any] = {}
-    found["start_seconds"] = round(seconds(lambda: again.append(EmbeddedGalleries(folder, index=kind))), 2)
-    found["started_from"] = "snapshot" if str(again[0].index_kind("g")) != "exact" else "store"
-    again.pop().close()
-    found["start_from_store_seconds"] = round(
-        seconds(lambda: again.append(EmbeddedGalleries(folder, index="exact"))), 2
-    )
-    again.pop().close()
-    return found
+    """Seconds until a closed gallery is open again in a new process, and its memory: as it is and without its snapshot."""
+
+    def opened() -> list[str]:
+        command = [sys.executable, "-c", OPENING, str(folder), kind]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    snapshot = path_of(folder, 1)
+    found: dict[str, Any] = {"started_from": "snapshot" if snapshot.exists() else "store"}
+    took, peak, _ = opened()
+    found |= {"start_seconds": float(took), "start_peak_mib": int(peak)}
+    snapshot.unlink(missing_ok=True)
+    took, peak, first = opened()
+    return found | {
+        "start_from_store_seconds": float(took),
+        "start_from_store_peak_mib": int(peak),
+        "start_from_store_index": first,
+    }
 
 
 def measured(size: int, kind: str) -> dict[str, Any]:

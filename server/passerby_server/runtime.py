@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -109,8 +110,10 @@ class Runtime:
         model, closing = await self._open_model()
         async with closing:
             rewrite_delay = timedelta(seconds=config.upkeep.rewrite_seconds)
+            stop = threading.Event()  # a large gallery loads for minutes: a server that is stopped does not wait for it
+            self._stack.callback(stop.set)
             galleries = await asyncio.to_thread(
-                open_galleries, config.data, rewrite_delay=rewrite_delay, index=config.index
+                open_galleries, config.data, rewrite_delay=rewrite_delay, index=config.index, stop=stop
             )
             self._stack.callback(galleries.close)
             upkeep = Upkeep(galleries, config.upkeep.sweep_seconds)

@@ -125,6 +125,30 @@ def test_while_loading_health_says_so_and_calls_are_unavailable(
     asyncio.run(life())
 
 
+def test_a_server_that_is_stopped_while_galleries_load_does_not_wait_for_them(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, ended = threading.Event(), threading.Event()
+
+    def slowly(*_: Any, stop: threading.Event, **__: Any) -> None:
+        loading.set()
+        if stop.wait(30):
+            ended.set()
+        raise UnavailableError("stopped", reason="SHUTTING_DOWN")
+
+    monkeypatch.setattr(runtime, "open_galleries", slowly)
+
+    async def life() -> None:
+        server = Server(ServerConfig(bundle=bundle, data=tmp_path, address="127.0.0.1:0"))
+        starting = asyncio.create_task(server.__aenter__())
+        assert await asyncio.to_thread(loading.wait, 30)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+
+    asyncio.run(life())
+    assert ended.is_set()
+
+
 FIRST_CALLS = """
 import asyncio, sys
 from pathlib import Path

@@ -56,13 +56,19 @@ def follow(index: Index, gallery_key: int, after: int, reading: Reading, stop: t
 
 
 def _sample(stored: Stored, ids: NDArray[np.int64], space: ModelSpace, stop: threading.Event) -> NDArray[np.float32]:
-    parts = [np.zeros((0, space.descriptor_dim), np.float32)]
+    sample = np.empty(
+        (len(ids), space.descriptor_dim), np.float32
+    )  # at once: parts, joined later, would take twice that
+    count = 0
     for start in range(0, len(ids), BATCH):
         if stop.is_set():
             raise StoppedError
-        _, descriptors = stored(ids[start : start + BATCH])
-        parts.append(unit_rows(descriptors) if space.metric == "cosine" else descriptors)
-    return np.concatenate(parts)
+        kept, descriptors = stored(ids[start : start + BATCH])
+        if not len(kept):  # all deleted since
+            continue
+        sample[count : count + len(kept)] = unit_rows(descriptors) if space.metric == "cosine" else descriptors
+        count += len(kept)
+    return sample[:count]
 
 
 def _tune(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -51,7 +52,12 @@ OPTIMISTIC_SEARCHES = 3
 
 
 def open_galleries(
-    folder: Path, *, threads: int = 0, rewrite_delay: timedelta = REWRITE_DELAY, index: str = kinds.AUTO
+    folder: Path,
+    *,
+    threads: int = 0,
+    rewrite_delay: timedelta = REWRITE_DELAY,
+    index: str = kinds.AUTO,
+    stop: threading.Event | None = None,
 ) -> Galleries:
     """Opens the galleries in `folder`, or an empty set of them; the index is built from the store before it returns.
 
@@ -60,15 +66,17 @@ def open_galleries(
         threads: threads that search one query together; 0 means as many as there are processors.
         rewrite_delay: how long the slack of the database may hold pieces of what was deleted.
         index: kind of index, see `kinds`.
+        stop: is set by a caller that no longer wants them, which ends even the opening early.
 
     Raises:
         FailedPreconditionError: another server uses the folder (DATA_FOLDER_IN_USE), a newer passerby wrote it
             (SCHEMA_TOO_NEW), somebody else did (NOT_A_STORE), or it cannot be written (STORE_NOT_WRITABLE).
         DataLossError: the database is damaged beyond single tracklets, or what a gallery or a secret is.
         InvalidArgumentError: no such kind of index (INDEX_KIND).
+        UnavailableError: `stop` was set (SHUTTING_DOWN).
     """
     keep_temporary_files(folder)
-    return EmbeddedGalleries(folder, threads=threads, rewrite_delay=rewrite_delay, index=index)
+    return EmbeddedGalleries(folder, threads=threads, rewrite_delay=rewrite_delay, index=index, stop=stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,9 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
         rewrite_delay: timedelta = REWRITE_DELAY,
         index: str = kinds.AUTO,
         maintained: bool = True,
+        stop: threading.Event | None = None,
     ) -> None:
+        self._stop = stop or threading.Event()
         self._rewrite_delay = rewrite_delay
         self._index_kind = kinds.parse(index)
         with ExitStack() as undo:
@@ -108,7 +118,7 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
                 self._damaged = find_damage(connection)
                 self._page_key, self._audit_key = secrets["page_token"], secrets["audit"]
                 for row in rows.find_galleries(connection):
-                    self._start(row).load(connection)
+                    self._start(row).load(connection, self._stop)
             self._start_maintenance(in_background=maintained)
             undo.pop_all()
 
@@ -239,7 +249,7 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
             if live.damage is not None:
                 raise DataLossError(live.damage.message, reason=live.damage.reason)
             if rebuild and live.stale:
-                live.rebuild(connection)
+                live.rebuild(connection, self._stop)
             if live.stale:
                 raise search.StateMovedError
             return search.run(connection, gallery, live.index, query, live.audit)

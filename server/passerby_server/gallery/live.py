@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import DataLossError, PasserbyError, UnavailableError
 
-from passerby_server.gallery import building, kinds, rows
+from passerby_server.gallery import building, kinds
 from passerby_server.gallery.approximate import ApproximateIndex
-from passerby_server.gallery.descriptors import StoppedError
+from passerby_server.gallery.descriptors import Reading, StoppedError, gallery_ids
 from passerby_server.gallery.index import ExactIndex, Index
 from passerby_server.gallery.kinds import EXACT, IndexKind
 from passerby_server.gallery.recall import RecallAudit
@@ -26,9 +26,6 @@ from passerby_server.gallery.types import ModelSpace
 
 logger = logging.getLogger(__name__)
 
-REBUILD_BATCH = 1024
-"""Descriptors read from the store at once (8 MiB at 2,048 values)."""
-
 
 class LiveIndex:
     """An index with its owner's duties. All changes come from the store's one writer, in storing order.
@@ -36,8 +33,9 @@ class LiveIndex:
     A change that fails (out of memory, a fault in FAISS) cannot undo the commit that it follows: the index is then
     `stale`, takes no further changes, and must not be used before `rebuild`.
 
-    `wanted` is the kind asked for; None means by size. A new index is always exact; `improve` builds what is wanted
-    beside it and then puts it in its place. `shelf` is where its snapshots lie.
+    `wanted` is the kind asked for; None means by size. A new index is exact, or of 8-bit codes when it is filled from a
+    large store (`kinds.at_start`); `improve` builds what is wanted beside it and then puts it in its place. `shelf` is
+    where its snapshots lie.
     """
 
     def __init__(
@@ -109,35 +107,37 @@ class LiveIndex:
         self._shelf.retire()
         return self._shelf.dropped()
 
-    def rebuild(self, connection: sqlite3.Connection) -> None:
-        """Fills a fresh exact index from the store, while no write is under way, and puts it in place."""
-        index = self._empty()
+    def rebuild(self, connection: sqlite3.Connection, stop: threading.Event) -> None:
+        """Fills a fresh index from the store, while no write is under way, and puts it in place.
+
+        Raises DataLossError, which is kept in `damage`, and UnavailableError (SHUTTING_DOWN) once `stop` is set.
+        """
+        kind = kinds.at_start(len(gallery_ids(connection, self._gallery_key)), self._wanted)
         self.stale = True
         try:
-            self._fill(index, connection)
+            index, _ = self._build(kind, lambda: contextlib.nullcontext(connection), stop)
         except DataLossError as error:
             self.damage = error
             logger.error("the index of gallery %d cannot be built: a descriptor is damaged", self._gallery_key)  # noqa: TRY400
             raise
-        self._switch(index, EXACT)
+        except StoppedError:
+            raise UnavailableError("the gallery is closed: the server is going down", reason="SHUTTING_DOWN") from None
+        self._switch(index, kind)
 
-    def _fill(self, index: Index, connection: sqlite3.Connection) -> None:
-        for ids, descriptors in rows.descriptor_batches(connection, self._gallery_key, REBUILD_BATCH):
-            index.add(ids, descriptors)
-
-    def load(self, connection: sqlite3.Connection) -> None:
-        """Takes the index from its snapshot and brings it to the store's state, or builds the exact one from the store.
+    def load(self, connection: sqlite3.Connection, stop: threading.Event) -> None:
+        """Takes the index from its snapshot and brings it to the store's state, or builds one from the store.
 
         A snapshot that does not fit (another model or kind, a store set back to an earlier state) is deleted. Where a
-        descriptor is damaged it stays `stale`: searches fail, everything else goes on.
+        descriptor is damaged it stays `stale`: searches fail, everything else goes on. Raises UnavailableError
+        (SHUTTING_DOWN) once `stop` is set.
         """
         with contextlib.suppress(DataLossError):  # kept in `damage`
-            self._load(connection)
+            self._load(connection, stop)
 
-    def _load(self, connection: sqlite3.Connection) -> None:
+    def _load(self, connection: sqlite3.Connection, stop: threading.Event) -> None:
         found = None if self._shelf is None else self._shelf.take(connection, self._space, self._wanted)
         if found is None:
-            self.rebuild(connection)
+            self.rebuild(connection, stop)
             return
         index, kind = found
         logger.info(
@@ -148,7 +148,9 @@ class LiveIndex:
     def save(self, store: Store, stop: threading.Event) -> None:
         """Writes a snapshot if one is due. Writes wait while the index is copied in memory, not while it is written."""
         index = self.index
-        if self._shelf is not None and isinstance(index, ApproximateIndex) and not self.stale:
+        if self._shelf is None or self.stale or self.kind != self._kind_for(len(index)):
+            return  # one that only bridges the time until the wanted one is built is not worth it
+        if isinstance(index, ApproximateIndex):
             self._shelf.put(index, self.kind, self._space, store, stop)
 
     def improve(self, store: Store, stop: threading.Event) -> bool:
@@ -162,7 +164,7 @@ class LiveIndex:
             return False
         self._removed = []
         try:
-            index, last = self._build(kind, store, stop)
+            index, last = self._build(kind, store.read, stop)
             with store.paused():
                 building.follow(index, self._gallery_key, last, store.read, stop)
                 index.remove(np.unique(np.concatenate([np.zeros(0, np.int64), *self._removed])))
@@ -182,22 +184,26 @@ class LiveIndex:
         logger.info("gallery %d has a new index of kind %s, %d descriptors", self._gallery_key, kind, len(index))
         return True
 
+    def _kind_for(self, rows_here: int) -> IndexKind:
+        """The kind that is wanted for so many tracklets."""
+        return kinds.choose(rows_here, self.kind) if self._wanted is None else self._wanted
+
     def _next_kind(self) -> IndexKind | None:
         """The kind to build now; None when the present index does."""
         rows_here = len(self.index)
-        kind = kinds.choose(rows_here, self.kind) if self._wanted is None else self._wanted
+        kind = self._kind_for(rows_here)
         if rows_here < kind.training_rows and self.kind != kind:
             return None
         return kind if kind != self.kind or self.index.worn else None
 
-    def _build(self, kind: IndexKind, store: Store, stop: threading.Event) -> tuple[Index, int]:
+    def _build(self, kind: IndexKind, reading: Reading, stop: threading.Event) -> tuple[Index, int]:
         """An index of `kind`, and the last vector id in it."""
         if kind == EXACT:
             index = self._empty()
-            return index, building.follow(index, self._gallery_key, -1, store.read, stop)
-        built = building.build(kind, self._gallery_key, self._space, store.read, stop)
+            return index, building.follow(index, self._gallery_key, -1, reading, stop)
+        built = building.build(kind, self._gallery_key, self._space, reading, stop)
         last = int(built.ids()[-1]) if len(built) else -1
-        return built, building.follow(built, self._gallery_key, last, store.read, stop)
+        return built, building.follow(built, self._gallery_key, last, reading, stop)
 
     def _switch(self, index: Index, kind: IndexKind) -> None:
         if isinstance(index, ApproximateIndex):

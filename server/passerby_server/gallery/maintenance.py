@@ -39,6 +39,7 @@ class Maintaining(Home):
     _index_kind: IndexKind | None
     _snapshot_key: bytes
     _stop: threading.Event
+    """Set when the galleries close: long work ends early."""
     _maintainer: threading.Thread | None = None
     _round: threading.Lock
 
@@ -118,7 +119,6 @@ class Maintaining(Home):
                 path.unlink(missing_ok=True)
 
     def _start_maintenance(self, *, in_background: bool) -> None:
-        self._stop = threading.Event()
         self._round = threading.Lock()
         if in_background:
             self._maintainer = threading.Thread(target=self._maintain_forever, name="gallery-index", daemon=True)

@@ -288,23 +288,6 @@ def get_descriptor(connection: sqlite3.Connection, vector_id: int) -> NDArray[np
     return descriptor
 
 
-def descriptor_batches(
-    connection: sqlite3.Connection, gallery_key: int, batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """All descriptors of a gallery in storing order, as (ids (n,), descriptors (n, D)) with n <= `batch_size`.
-
-    Raises DataLossError at the first one whose checksum does not fit, or that is missing.
-    """
-    rows = connection.execute(
-        "SELECT vector_id, checksum, descriptor FROM tracklets LEFT JOIN descriptors USING (vector_id) "
-        "WHERE gallery_key = ? ORDER BY vector_id",
-        (gallery_key,),
-    )
-    while batch := rows.fetchmany(batch_size):
-        ids = np.array([row[0] for row in batch], np.int64)
-        yield ids, decode_descriptors(connection, batch)
-
-
 def decode_descriptors(
     connection: sqlite3.Connection, found: Sequence[tuple[int, int | None, bytes | None]]
 ) -> NDArray[np.float32]:

@@ -117,7 +117,7 @@ def test_another_stores_snapshot_is_never_used(home, tmp_path):
 
 def test_another_kind_or_a_gallery_that_is_gone_leaves_no_snapshot(home):
     home.filled()
-    assert str(home.open("int8").index_kind("g")) == "exact"
+    assert str(home.open("int8").index_kind("g")) == "SQ8"
     assert home.files() == []
     galleries = home.open("IVF4,SQ8")
     galleries.maintain()
