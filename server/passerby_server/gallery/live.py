@@ -145,13 +145,13 @@ class LiveIndex:
         )
         self._switch(index, kind)
 
-    def save(self, store: Store, stop: threading.Event) -> None:
-        """Writes a snapshot if one is due. Writes wait while the index is copied in memory, not while it is written."""
+    def save(self, store: Store, stop: threading.Event, *, closing: bool = False) -> None:
+        """Writes a snapshot if one is due, or lacks when `closing`. Writes wait while the index is copied in memory, not while it is written."""
         index = self.index
         if self._shelf is None or self.stale or self.kind != self._kind_for(len(index)):
             return  # one that only bridges the time until the wanted one is built is not worth it
         if isinstance(index, ApproximateIndex):
-            self._shelf.put(index, self.kind, self._space, store, stop)
+            self._shelf.put(index, self.kind, self._space, store, stop, closing=closing)
 
     def improve(self, store: Store, stop: threading.Event) -> bool:
         """Builds the index that is wanted for the present size, if it is another, and switches to it; whether it did.

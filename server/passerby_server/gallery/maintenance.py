@@ -28,6 +28,9 @@ from passerby_server.gallery.types import GalleryFigures
 
 logger = logging.getLogger(__name__)
 
+CLOSING_SECONDS = 10.0
+"""For the snapshots that are written when the galleries close: between the server's drain and what the deploy files
+allow a stop to take are 15."""
 PERIOD = 2.0
 """Seconds between two looks at whether there is something to do."""
 
@@ -125,10 +128,25 @@ class Maintaining(Home):
             self._maintainer.start()
 
     def _stop_maintenance(self) -> None:
-        """Returns once the round under way has ended, which it does early."""
+        """Returns once the round under way has ended, which it does early, and snapshots lie where they lacked.
+
+        A gallery that is deleted from all the time has none most of the time.
+        """
         self._stop.set()
-        if self._maintainer is not None:
-            self._maintainer.join()
+        if self._maintainer is None:
+            return
+        self._maintainer.join()
+        self._maintainer = None
+        late = threading.Event()
+        timer = threading.Timer(CLOSING_SECONDS, late.set)
+        timer.start()
+        try:
+            for live in self._live.values():
+                live.save(self._store, late, closing=True)
+        except Exception:
+            logger.exception("no snapshot at the end: the next start reads the database")
+        finally:
+            timer.cancel()
 
     def _maintain_forever(self) -> None:
         faiss.omp_set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # of this thread: the others have searches

@@ -64,10 +64,18 @@ class Shelf:
         return sorted(set(dropped))
 
     def put(
-        self, index: ApproximateIndex, kind: IndexKind, space: ModelSpace, store: Store, stop: threading.Event
+        self,
+        index: ApproximateIndex,
+        kind: IndexKind,
+        space: ModelSpace,
+        store: Store,
+        stop: threading.Event,
+        *,
+        closing: bool = False,
     ) -> None:
-        """Writes a snapshot if there is none of this index or it has grown, unless the last was just written."""
-        if time.monotonic() < self._due or not index.clean:
+        """Writes a snapshot if there is none of this index or it has grown, unless the last was just written: that
+        does not count when `closing`."""
+        if (time.monotonic() < self._due and not closing) or not index.clean:
             return
         if self._saved is not None and self._saved[0] == kind and len(index) < (1 + GROWTH) * self._saved[1]:
             return

@@ -33,7 +33,7 @@ MAGIC = b"passerby index 1\n"
 _LENGTH = struct.Struct("<I")
 _DIGEST_BYTES = 32
 CHUNK_BYTES = 16 * 2**20
-"""Written, or checked, at once."""
+"""Written (and waited for), or checked, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +140,4 @@ def _write(file: BinaryIO, digest: hmac.HMAC, part: memoryview, stop: threading.
             raise StoppedError
         digest.update(part[start : start + CHUNK_BYTES])
         file.write(part[start : start + CHUNK_BYTES])
+        os.fdatasync(file.fileno())  # all at the end would hold up others' commits, and be long after `stop`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 import signal
@@ -12,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from passerby_server.gallery import approximate, building, kinds, shelf, snapshot
+from passerby_server.gallery import approximate, building, kinds, maintenance, shelf, snapshot
 from passerby_server.gallery.descriptors import StoppedError
 from passerby_server.gallery.embedded import EmbeddedGalleries
 from passerby_server.gallery.live import LiveIndex
@@ -39,9 +40,9 @@ def home(tmp_path, monkeypatch):
         folder = tmp_path / "data"
         vectors = clustered(80)
 
-        def open(self, kind="IVF4,SQ8"):
+        def open(self, kind="IVF4,SQ8", *, maintained=False):
             self.close()
-            opened.append(EmbeddedGalleries(self.folder, threads=2, index=kind, maintained=False))
+            opened.append(EmbeddedGalleries(self.folder, threads=2, index=kind, maintained=maintained))
             return opened[-1]
 
         def filled(self, kind="IVF4,SQ8"):
@@ -163,6 +164,44 @@ def test_deleting_takes_the_snapshot_along_and_it_comes_back_without(home):
     again = home.open()
     assert str(again.index_kind("g")) == "IVF4,SQ8"
     assert nearest(again, home.vectors[17]) != ["t17"]
+
+
+def test_a_stop_leaves_a_snapshot_where_a_deletion_has_taken_it(home, monkeypatch):
+    """Else a gallery that is deleted from all the time would be trained anew at every start."""
+    monkeypatch.setattr(maintenance, "PERIOD", 600.0)
+    home.filled()
+    galleries = home.open(maintained=True)
+    (before,) = home.files()
+    size = before.stat().st_size
+    galleries.delete_tracklet("g", "t17")
+    assert home.files() == []
+    home.close()
+    assert home.files() == [before]
+    assert before.stat().st_size < size
+    monkeypatch.setattr(building, "build", None)
+    again = home.open()
+    assert str(again.index_kind("g")) == "IVF4,SQ8"
+    assert nearest(again, home.vectors[17]) != ["t17"]
+
+
+@pytest.mark.parametrize("why", ["slow", "full"])
+def test_a_stop_does_not_wait_long_for_a_snapshot(home, monkeypatch, why):
+    original = snapshot.write
+
+    def write(path, key, made, stop):
+        if why == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert stop.wait(30)
+        original(path, key, made, stop)
+
+    monkeypatch.setattr(maintenance, "PERIOD", 600.0)
+    monkeypatch.setattr(maintenance, "CLOSING_SECONDS", 0.1)
+    home.filled()
+    home.open(maintained=True).delete_tracklet("g", "t17")
+    monkeypatch.setattr(snapshot, "write", write)
+    home.close()
+    assert home.files() == []
+    assert nearest(home.open(), home.vectors[18]) == ["t18"]
 
 
 def test_a_crash_between_delete_and_the_end_of_the_snapshot(home, tmp_path):
