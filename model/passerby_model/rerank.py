@@ -245,8 +245,11 @@ def rerank_squared(
     check()
     encoding = _encode(nearest, k1, lambda rows, columns: distances[rows, columns])
     check()
+    expanded_over = nearest[:, :k2] if k2 > 1 else np.arange(len(nearest), dtype=np.int32)[:, None]
+    if query_count == 1:
+        return _mixed_one(encoding, expanded_over, distances[0], original_weight)[None]
     if k2 > 1:
-        encoding = _expand(encoding, nearest[:, :k2])
+        encoding = _expand(encoding, expanded_over)
     return _mixed(encoding, encoding.transposed(), distances[:query_count], 0, query_count, original_weight)
 
 
@@ -336,6 +339,10 @@ def _encode(nearest: NDArray[np.int32], k1: int, distances_of: PairDistances) ->
 
 def _mutual(nearest: NDArray[np.int32], block: NDArray[np.int64]) -> NDArray[np.bool_]:
     """bool (B, K): whether each neighbour of the items in `block` has them among its own nearest (M, K)."""
+    if len(nearest) ** 2 <= BLOCK_ELEMENTS:  # few items: one look into a matrix instead of K comparisons
+        is_near = np.zeros((len(nearest), len(nearest)), bool)
+        is_near[np.arange(len(nearest))[:, None], nearest] = True
+        return np.asarray(is_near[nearest[block], block[:, None]])
     back: NDArray[np.bool_] = nearest[nearest[block]] == block[:, None, None]
     found: NDArray[np.bool_] = np.asarray(back.any(axis=2))
     return found
@@ -377,3 +384,29 @@ def _mixed(
         jaccard = np.maximum(1.0 - minima / (2.0 - minima), 0.0)  # rounding may leave -1e-8
         mixed[row] = jaccard * (1.0 - original_weight) + distances[row, query_count:] * original_weight
     return mixed
+
+
+def _mixed_one(
+    encoding: _SparseRows, nearest: NDArray[np.int32], distances: NDArray[np.float32], original_weight: float
+) -> NDArray[np.float32]:
+    """Steps 4 and 5 for item 0 as the only query, given the k2 nearest of all (M, k2): float32 (M - 1,).
+
+    Only the columns of V that the query's own row has after step 4 can have minima above 0: they are few, and dense.
+    """
+    items, k2 = nearest.shape
+    place = np.full(items, -1)
+    own = np.unique(encoding.take(nearest[0])[1])
+    place[own] = np.arange(len(own))
+    column = place[encoding.columns]
+    kept = column >= 0
+    owner = np.repeat(np.arange(items), np.diff(encoding.starts))
+    dense = np.zeros((items, len(own)), np.float32)
+    dense[owner[kept], column[kept]] = encoding.values[kept]
+    total = dense[nearest[:, 0]].astype(np.float64)
+    for neighbour in range(1, k2):
+        total += dense[nearest[:, neighbour]]
+    expanded = (total / k2).astype(np.float32)
+    minima = np.minimum(expanded[1:], expanded[0]).sum(axis=1, dtype=np.float64)
+    jaccard = np.maximum(1.0 - minima / (2.0 - minima), 0.0)
+    mixed: NDArray[np.float32] = jaccard * (1.0 - original_weight) + distances[1:] * original_weight
+    return mixed.astype(np.float32)

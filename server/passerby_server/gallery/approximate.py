@@ -68,8 +68,9 @@ class ApproximateIndex:
         self._pool: ThreadPoolExecutor | None = None
 
     def share(self, pool: ThreadPoolExecutor) -> None:
-        """Searches that compare every code may use the threads of `pool` from now on."""
-        if self._selects and self._inverted is None and self._graph is None:
+        """A search that is the only one may use the threads of `pool` from now on, where it can be divided."""
+        divisible = self._graph is None if self._inverted is None else isinstance(self._faiss, faiss.IndexIVF)
+        if self._selects and divisible:
             self._pool = pool
 
     def __len__(self) -> int:
@@ -125,8 +126,7 @@ class ApproximateIndex:
     ) -> Neighbours:
         if stored is None:
             raise InternalError("an approximate index needs the stored descriptors")
-        with self._lock.reading():
-            everyone = self._ids if allowed is None else allowed
+        everyone = self._ids if allowed is None else allowed  # the array is replaced, never changed
         wanted = min(k, len(everyone))
         if len(everyone) <= max(GRAPH_SCAN_ROWS if self._graph is not None else SCAN_ROWS, k):
             with turn():
@@ -162,18 +162,26 @@ class ApproximateIndex:
 
     def _ranked(self, query: NDArray[np.float32], candidates: Neighbours, k: int, stored: Stored) -> Neighbours:
         """The k nearest of the candidates by their stored descriptors."""
-        ids, count = candidates.ids, k + FIRST_READ
-        first = scan(query, np.sort(ids[:count]), count, stored, self._metric)
-        if len(first.ids) < k:  # some were deleted since
-            return scan(query, np.sort(ids), k, stored, self._metric)
-        order = np.argsort(ids[:count])
-        estimated = candidates.distances[order[np.searchsorted(ids[:count], first.ids, sorter=order)]]
-        doubt = DOUBT * float(np.abs(estimated - first.distances).max())
-        others = ids[count:][candidates.distances[count:] <= first.distances[k - 1] + doubt]
-        if len(others):
-            first = merge([first, scan(query, np.sort(others), k, stored, self._metric)])
-        best = np.lexsort((first.ids, first.distances))[:k]
-        return Neighbours(first.ids[best], first.distances[best])
+        count = k + FIRST_READ
+        order = candidates.ids[:count].argsort()
+        ids, estimated = candidates.ids[order], candidates.distances[order]
+        kept, descriptors = stored(ids)
+        if len(kept) < len(ids):  # some were deleted since
+            return scan(query, np.sort(candidates.ids), k, stored, self._metric)
+        distances = self._exact(query, descriptors)
+        if len(candidates.ids) > count:
+            doubt = DOUBT * float(np.abs(estimated - distances).max())
+            farthest = np.partition(distances, k - 1)[k - 1] + doubt
+            others = candidates.ids[count : candidates.distances.searchsorted(farthest, "right")]
+            if len(others):
+                kept, descriptors = stored(np.sort(others))
+                ids = np.concatenate([ids, kept])
+                distances = np.concatenate([distances, self._exact(query, descriptors)])
+        best = np.lexsort((ids, distances))[:k]
+        return Neighbours(ids[best], distances[best])
+
+    def _exact(self, query: NDArray[np.float32], descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+        return exact_distances(self._vectors(query[None])[0], self._vectors(descriptors), self._metric)
 
     def _candidates(
         self, query: NDArray[np.float32], count: int, allowed: NDArray[np.int64] | None, *, widest: bool
@@ -186,11 +194,9 @@ class ApproximateIndex:
                 return merge([])
             if allowed is None and len(self._dead):
                 allowed = self._ids
-            if allowed is None and self._pool is not None and self._lock.readers == 1:
-                scores, found = self._in_parts(vector, min(count, total), self._pool)
-            elif allowed is None or self._selects:
-                chosen = self._parameters(total, count, allowed, widest=widest)
-                scores, found = self._faiss.search(vector, min(count, total), params=chosen[0] if chosen else None)
+            if allowed is None or self._selects:
+                options = self._options(total, count, allowed, widest=widest)
+                scores, found = self._search(vector, min(count, total), options)
             else:  # without a selector: as many more as the filter will drop
                 more = total if widest else min(total, count * total // max(len(allowed), 1))
                 scores, found = self._faiss.search(vector, min(more, 10 * count))
@@ -200,56 +206,73 @@ class ApproximateIndex:
         distances = scores[0][here]
         return Neighbours(found[0][here], distances if self._metric == "squared_euclidean" else 1 - distances)
 
-    def _in_parts(
-        self, vector: NDArray[np.float32], count: int, pool: ThreadPoolExecutor
+    def _options(self, total: int, count: int, allowed: NDArray[np.int64] | None, *, widest: bool) -> dict[str, Any]:
+        """FAISS's search parameters by name."""
+        options: dict[str, Any] = {} if allowed is None else {"sel": _selector(allowed, int(self._last()) + 1)}
+        widening = 1.0 if allowed is None else total / max(len(allowed), 1)
+        if self._inverted is not None:
+            lists = self._inverted.nlist
+            options["nprobe"] = lists if widest else min(lists, round(self.effort * widening))
+        elif self._graph is not None:
+            options["efSearch"] = min(total, round(max(self.effort, 2 * count) * widening * (8 if widest else 1)))
+        return options
+
+    def _search(
+        self, vector: NDArray[np.float32], count: int, options: dict[str, Any]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """As FAISS's own search of `vector` (1, D): scores and ids (1, count), nearest first."""
-        parts = min(pool._max_workers, max(1, len(self._ids) * self._core.code_size // MIN_PART_BYTES))
-        bounds = [0, *self._ids[len(self._ids) * np.arange(1, parts) // parts].tolist(), int(self._ids[-1]) + 1]
+        kind: Any = faiss.SearchParameters
+        if self._inverted is not None:
+            kind = faiss.SearchParametersIVF
+        elif self._graph is not None:
+            kind = vars(faiss)["SearchParametersHNSW"]  # missing in FAISS's type stub
 
-        def one(part: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            selector: Any = faiss.IDSelectorRange
-            parameters: Any = faiss.SearchParameters
-            own = selector(bounds[part], bounds[part + 1])
-            return tuple(self._faiss.search(vector, count, params=parameters(sel=own)))
+        def one(own: dict[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            return tuple(self._faiss.search(vector, count, params=kind(**own) if own else None))
 
-        if parts == 1:
-            return tuple(self._faiss.search(vector, count))
-        others = [pool.submit(one, part) for part in range(1, parts)]
-        found = [one(0), *(other.result() for other in others)]
+        if self._pool is None or self._lock.readers > 1:
+            return one(options)
+        first, *others = self._divided(vector, options, self._pool._max_workers)
+        if not others:
+            return one(first)
+        running = [self._pool.submit(one, part) for part in others]
+        found = [one(first), *(other.result() for other in running)]
         scores, ids = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
         key = scores[0] if self._metric == "squared_euclidean" else -scores[0]
         nearest = np.argsort(np.where(ids[0] >= 0, key, np.inf), kind="stable")[:count]
         return scores[:, nearest], ids[:, nearest]
 
-    def _parameters(
-        self, total: int, count: int, allowed: NDArray[np.int64] | None, *, widest: bool
-    ) -> tuple[Any, ...] | None:
-        """FAISS's search parameters, followed by what they only point to and must outlive the search."""
-        widening = 1.0 if allowed is None else total / max(len(allowed), 1)
-        options: dict[str, Any] = {}
-        kept: tuple[Any, ...] = ()
-        if allowed is not None:
-            mask = np.zeros(int(self._last()) + 1, bool)
-            mask[allowed[: np.searchsorted(allowed, len(mask))]] = True
-            bits = np.packbits(mask, bitorder="little")
-            bitmap: Any = faiss.IDSelectorBitmap
-            options["sel"] = bitmap(bits)
-            kept = (bits, options["sel"])
-        kind: Any = faiss.SearchParameters
-        if self._inverted is not None:
-            kind = faiss.SearchParametersIVF
-            lists = self._inverted.nlist
-            options["nprobe"] = lists if widest else min(lists, round(self.effort * widening))
-        elif self._graph is not None:
-            kind = vars(faiss)["SearchParametersHNSW"]  # missing in FAISS's type stub
-            options["efSearch"] = min(total, round(max(self.effort, 2 * count) * widening * (8 if widest else 1)))
-        elif allowed is None:
-            return None
-        return kind(**options), *kept
+    def _divided(self, vector: NDArray[np.float32], options: dict[str, Any], most: int) -> list[dict[str, Any]]:
+        """Options of searches that together are the one with `options`: by lists that are probed, or by ids."""
+        rows = len(self._ids)
+        if self._inverted is None:
+            parts = 1 if "sel" in options else min(most, rows * self._core.code_size // MIN_PART_BYTES)
+            bounds = self._ids[rows * np.arange(1, parts) // max(parts, 1)].tolist()
+            between = zip([0, *bounds], [*bounds, int(self._last()) + 1], strict=True)
+            selector: Any = faiss.IDSelectorRange
+            return [options] if parts < 2 else [{"sel": selector(*ids)} for ids in between]
+        share = options["nprobe"] / self._inverted.nlist
+        parts = min(most, int(share * rows * self._core.code_size) // MIN_PART_BYTES)
+        if parts < 2:
+            return [options]
+        probed = faiss.downcast_index(self._inverted.quantizer).search(vector, options["nprobe"])[1][0]
+        return [options | self._probing(np.sort(probed[part::parts])) for part in range(parts)]
+
+    def _probing(self, lists: NDArray[np.int64]) -> dict[str, Any]:
+        parameters: Any = faiss.SearchParameters
+        selector = _selector(lists, self._inverted.nlist)
+        return {"nprobe": len(lists), "quantizer_params": parameters(sel=selector)}
 
     def _last(self) -> int:
         return max(int(part[-1]) for part in (self._ids, self._dead) if len(part))
+
+
+def _selector(ids: NDArray[np.int64], limit: int) -> Any:
+    """FAISS's selector of `ids` (ascending) below `limit`."""
+    mask = np.zeros(limit, bool)
+    mask[ids[: np.searchsorted(ids, limit)]] = True
+    bitmap: Any = faiss.IDSelectorBitmap
+    return bitmap(np.packbits(mask, bitorder="little"))
 
 
 def _among(ids: NDArray[np.int64], allowed: NDArray[np.int64]) -> NDArray[np.bool_]:

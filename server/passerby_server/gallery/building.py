@@ -75,15 +75,15 @@ def _tune(
     index: ApproximateIndex, kind: IndexKind, ids: NDArray[np.int64], stored: Stored, stop: threading.Event
 ) -> None:
     """Finds how few lists may be probed: doubles them until recall suffices, then tries numbers in between."""
-    _, queries = stored(np.sort(ids))
+    ids, queries = stored(np.sort(ids))  # without those deleted meanwhile
     index.effort = kind.lists
-    truths = [_others(index, query, number, stored) for query, number in zip(queries, np.sort(ids), strict=True)]
+    truths = [_others(index, query, number, stored) for query, number in zip(queries, ids, strict=True)]
 
     def recall(effort: int) -> float:
         if stop.is_set():
             raise StoppedError
         index.effort = effort
-        trials = zip(queries, np.sort(ids), truths, strict=True)
+        trials = zip(queries, ids, truths, strict=True)
         found = sum(len(_others(index, query, number, stored) & truth) for query, number, truth in trials)
         return found / max(sum(map(len, truths)), 1)
 

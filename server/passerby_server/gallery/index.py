@@ -111,14 +111,16 @@ class ReadWriteLock:
     @contextmanager
     def reading(self) -> Iterator[None]:
         with self._condition:
-            self._condition.wait_for(lambda: not self._writing and self._waiting_writers == 0)
+            while self._writing or self._waiting_writers:
+                self._condition.wait()
             self._readers += 1
         try:
             yield
         finally:
             with self._condition:
                 self._readers -= 1
-                self._condition.notify_all()
+                if self._waiting_writers:
+                    self._condition.notify_all()
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ Whoever reads a row compares. Descriptors, thumbnails and frames have checksums 
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import sqlite3
@@ -64,13 +65,14 @@ RAISED = "user-defined function raised exception"
 
 def seal(*values: str | float | bytes | None) -> int:
     """CRC-32 of a row's values."""
-    text = "\0".join([value.hex() if isinstance(value, bytes) else str(value) for value in values])
-    return zlib.crc32(text.encode("utf-8", "surrogateescape"))
+    if bytes in map(type, values):
+        values = tuple(value.hex() if isinstance(value, bytes) else value for value in values)
+    return zlib.crc32("\0".join(map(str, values)).encode("utf-8", "surrogateescape"))
 
 
 def prepare(connection: sqlite3.Connection) -> None:
     """Has damaged text read as it is: seals tell that it is damaged, SQLite's error would not say where."""
-    connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+    connection.text_factory = functools.partial(str, encoding="utf-8", errors="surrogateescape")
     connection.create_function("seal", -1, seal, deterministic=True)
 
 

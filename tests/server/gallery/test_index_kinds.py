@@ -3,6 +3,7 @@ kind in the background; all of it against brute force, and with many threads at 
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from dataclasses import replace
@@ -107,32 +108,45 @@ def test_candidates_are_read_as_far_as_the_codes_may_mislead(text, most, no_scan
 
 
 @pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
-@pytest.mark.parametrize("text", ["fp16", "int8", "PCA8,SQ8"])
+@pytest.mark.parametrize("text", ["fp16", "int8", "PCA8,SQ8", "IVF14,SQ8"])
 def test_one_search_on_several_threads_finds_what_one_thread_finds(text, metric, monkeypatch):
     monkeypatch.setattr(approximate, "MIN_PART_BYTES", 1)
     vectors = dict(zip(range(3, 1803, 3), clustered(600), strict=True))
     alone, together = filled(text, metric, vectors), filled(text, metric, vectors)
-    split = 0
+    parts = []
     with search_pool(3) as pool:
         together.share(pool)
-        searched = together._in_parts
+        divided = together._divided
 
         def counting(*arguments):
-            nonlocal split
-            split += 1
-            return searched(*arguments)
+            parts.append(len(divided(*arguments)))
+            return divided(*arguments)
 
-        monkeypatch.setattr(together, "_in_parts", counting)
+        monkeypatch.setattr(together, "_divided", counting)
         for index in (alone, together):
             index.remove(np.arange(3, 1803, 21))
+            index.effort = 6
         for count in (5, 84, 800):  # the last: more than there are
-            for query in clustered(5, seed=1):
-                expected = alone._candidates(query, count, None, widest=False)
-                found = together._candidates(query, count, None, widest=False)
+            for query, allowed in itertools.product(clustered(5, seed=1), (None, np.arange(3, 1803, 6))):
+                expected = alone._candidates(query, count, allowed, widest=False)
+                found = together._candidates(query, count, allowed, widest=False)
                 np.testing.assert_array_equal(found.ids, expected.ids)
                 np.testing.assert_array_equal(found.distances, expected.distances)
-    assert split == 15
-    assert len(expected.ids) == len(alone)
+    inverted = text.startswith("IVF")
+    assert parts == ([3, 3] if inverted else [3, 1]) * 15
+    assert len(alone._candidates(query, 800, None, widest=True).ids) == len(alone)
+
+
+def test_lists_to_probe_are_found_though_tracklets_are_deleted_meanwhile():
+    vectors = dict(enumerate(clustered(600)))
+    index = filled("IVF14,SQ8", "squared_euclidean", vectors)
+
+    def stored(ids):
+        kept = ids[ids % 7 != 0]
+        return kept, np.array([vectors[number] for number in kept.tolist()], np.float32)
+
+    building._tune(index, kinds.IndexKind("IVF14,SQ8"), np.arange(100), stored, threading.Event())
+    assert 1 <= index.effort <= 14
 
 
 def test_a_search_waits_for_its_turn_and_not_for_ever(monkeypatch):
