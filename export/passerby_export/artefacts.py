@@ -2,7 +2,7 @@
 
 precision  file                        runs on                   weights, arithmetic
 fp32       encoder.onnx                ONNX Runtime, OpenVINO    float32
-fp16       encoder.fp16.onnx           ONNX Runtime, OpenVINO    float16, computed in float32
+fp16       encoder.fp16.onnx           ONNX Runtime, OpenVINO    float16, NCC in float32; on a CPU all in float32
 w8         encoder.w8.onnx             ONNX Runtime, OpenVINO    int8, computed in float32
 bf16       encoder.bf16.xml, .bin      OpenVINO                  bfloat16, NCC in float32
 int8       encoder.int8.onnx           ONNX Runtime, TensorRT    int8, COSAM in float32
@@ -22,6 +22,7 @@ from passerby.errors import FailedPreconditionError, InvalidArgumentError
 from passerby_model.backends.choice import processor_has_bf16
 from passerby_model.bundle import Artefact, EncoderFormat, Runtime
 
+from .half import to_half
 from .openvino_ir import read_model, write_ir
 from .quantise import Calibration, OnnxQuantiser, OpenVinoQuantiser, Quantised, groups_of
 from .storage import Storage, store_weights
@@ -74,7 +75,7 @@ def make_artefacts(work: Work, precision: Precision) -> list[Artefact]:
     """Write the encoder in that precision; its parity report is still missing.
 
     Raises:
-        FailedPreconditionError: a tool for it is not installed.
+        FailedPreconditionError: a tool for it is not installed, or it cannot hold a weight.
     """
     return _MAKERS[precision](work)
 
@@ -86,6 +87,12 @@ def _stored(storage: Storage) -> Callable[[Work], list[Artefact]]:
         return [_artefact(storage, "onnx", (path,), ONNX_RUNTIMES)]
 
     return make
+
+
+def _fp16(work: Work) -> list[Artefact]:
+    path = work.folder / "encoder.fp16.onnx"
+    path.write_bytes(serialised(to_half(work.graph)))
+    return [_artefact("fp16", "onnx", (path,), ONNX_RUNTIMES)]
 
 
 def _bf16(work: Work) -> list[Artefact]:
@@ -116,7 +123,7 @@ def _int8(work: Work) -> list[Artefact]:
 
 _MAKERS: dict[Precision, Callable[[Work], list[Artefact]]] = {
     "fp32": _stored("fp32"),
-    "fp16": _stored("fp16"),
+    "fp16": _fp16,
     "w8": _stored("w8"),
     "bf16": _bf16,
     "int8": _int8,

@@ -47,7 +47,9 @@ def export_command(
     target: _Target,
     precision: Annotated[
         str,
-        typer.Option(help="With commas: fp32, fp16 (half the size), w8 (a quarter), bf16 (twice as fast), int8."),
+        typer.Option(
+            help="With commas: fp32, fp16 (half the size; for GPUs), w8 (a quarter), bf16 (twice as fast), int8."
+        ),
     ] = "fp32",
     calibration: Annotated[
         Path | None, typer.Option(help="Folder of tracklets that int8 is calibrated on.", show_default=False)

@@ -1,6 +1,6 @@
 """The weights of an encoder file by name, as float32, however they are stored: what two files are compared by.
 
-    ONNX   initialisers, and what Cast, Mul and DequantizeLinear make of them alone (`storage.py`, QDQ)
+    ONNX   initialisers (those of `half.py` are float16), and what Cast, Mul and DequantizeLinear make of them alone (`storage.py`, QDQ)
     IR     constants, and what Convert, Multiply and Subtract make of them alone (`openvino_ir.py`, NNCF)
 
 The name is the trained parameter's, `encoder.cosam.4.reduce.0.weight`, where the file has it. NNCF gives constants
@@ -69,7 +69,7 @@ def _of_onnx(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
         if name in decoded:
             yield _STORED.sub("", name), decoded[name]
         elif name in constants and constants[name].data_type in _FLOATS:
-            yield name, numpy_helper.to_array(constants[name])
+            yield _STORED.sub("", name), numpy_helper.to_array(constants[name])
 
 
 def _decode(

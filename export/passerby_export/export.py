@@ -21,6 +21,7 @@ from passerby_model.preprocess import normalise
 
 from .artefacts import Precision, Work, check_possible, make_artefacts
 from .bundle import check_target, new_bundle, seal
+from .half import open_rounded
 from .onnx_export import add_cost_volumes, mask_name, to_onnx
 from .parity import LIMITS, Proof, Reference, lost_rankings, make_ranking_trial, make_samples, make_trials, prove
 from .quantise import Calibration, calibration_of
@@ -115,7 +116,10 @@ def export_encoder(
     with new_bundle(target, force=options.force) as folder:
         work = Work(graph, folder, calibration)
         made = [artefact for precision in options.precisions for artefact in make_artefacts(work, precision)]
-        proven = [prove(folder, artefact, proof) for artefact in made]
+        proven = [
+            prove(folder, a, proof, rounded=open_rounded(folder / a.file) if a.precision == "fp16" else None)
+            for a in made
+        ]
         masks = ((block, *arch.map_size(block)) for block in arch.cosam)
         return seal(
             folder,

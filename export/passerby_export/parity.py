@@ -14,11 +14,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from passerby.errors import FailedPreconditionError
+from passerby.errors import FailedPreconditionError, InternalError
 from passerby_model.backends import Backend, Encoded, default_max_batch, open_encoder
 from passerby_model.bundle import Artefact, Input, Metric, Parity, ParityRow, RankingRow
 from passerby_model.metrics import RankingResult, cosine_distance, evaluate, squared_euclidean
@@ -28,7 +28,10 @@ from .samples import DRAWN, SYNTHETIC, Tracklets, drawn_snippets, sample_snippet
 log = logging.getLogger(__name__)
 
 FEW = 3  # of the smallest batch sizes, and the largest
+ROUNDED = "(rounded to float16)"
+"""In a row of the report: computed on a CPU as a GPU does, see `half.py`."""
 
+Row = TypeVar("Row", ParityRow, RankingRow)
 Reference = Callable[[NDArray[np.uint8]], Encoded]
 """The network itself: uint8 (B, N, H, W, 3) RGB -> descriptors, masks and cost volumes as `Encoded` has them."""
 
@@ -47,8 +50,9 @@ class Limits:
 
 
 # Why these: fp32 runs the same arithmetic in another order, over about sixty layers (measured: below 1e-5); it is held
-# a tenfold above that. Stored fp16 rounds each weight by 2^-12 at most, int8 ("w8") by 1/254 of its channel's largest
-# (measured on the sample network: cosine 0.99935, masks 0.02). bf16 rounds every weight and every activation by 2^-9
+# a tenfold above that. fp16 rounds each weight by 2^-12 at most, on a GPU each activation, too (measured on the sample
+# network and WARD: relative L2 1e-3, cosine 0.9999995, masks 1e-3). Stored int8 ("w8") rounds by 1/254 of its channel's
+# largest (measured on the sample network: cosine 0.99935, masks 0.02). bf16 rounds every weight and every activation by 2^-9
 # (measured there: 0.99998, masks 0.01); at 0.9999 the angle is 0.8 degrees, a hundredth of that between two people.
 # int8 rounds both by 1/254 of the largest seen in calibration (measured: 0.998 on people, 0.992 on pictures unlike
 # them, masks 0.16). The cost volume is made of correlations in [-1, 1] of features that are off by as much.
@@ -123,14 +127,18 @@ def make_ranking_trial(reference: Reference, tracklets: Tracklets, metric: Metri
     return RankingTrial(tracklets, metric, _descriptors(reference, tracklets, 1))
 
 
-def prove(folder: Path, artefact: Artefact, proof: Proof, limits: Limits | None = None) -> Artefact:
+def prove(
+    folder: Path, artefact: Artefact, proof: Proof, limits: Limits | None = None, *, rounded: Backend | None = None
+) -> Artefact:
     """The artefact in `folder` with its parity report, on each runtime that it is for.
 
     Args:
         limits: by default those of its precision.
+        rounded: the encoder as a GPU computes it (`half.open_rounded`), which has to be within the same limits.
 
     Raises:
-        FailedPreconditionError: a runtime cannot load the encoder, or it gives other outputs than the network.
+        FailedPreconditionError: a runtime cannot load the encoder, or it gives other outputs than the network; or what
+            runs between its layers is beyond the range of float16.
         InternalError: a runtime fails at one of the batch sizes.
     """
     limits = limits or LIMITS[artefact.precision]
@@ -143,9 +151,25 @@ def prove(folder: Path, artefact: Artefact, proof: Proof, limits: Limits | None 
         rows += compare(backend, proof.trials, limits, batches)
         if proof.ranking is not None:
             ranking += compare_rankings(backend, proof.ranking, limits, batches[-1])
+    if rounded is not None:
+        log.info("comparing %s with its values rounded as on a GPU", artefact.file)
+        try:
+            rows += _marked(compare(rounded, proof.trials, limits, sorted({batches[0], batches[-1]})), "frames")
+            if proof.ranking is not None:
+                ranking += _marked(compare_rankings(rounded, proof.ranking, limits, batches[-1]), "data")
+        except InternalError as error:
+            raise FailedPreconditionError(
+                f"{artefact.file} cannot be computed in float16, as a GPU would: {error.message}; leave fp16 out",
+                reason="PARITY_FAILED",
+            ) from error
     passed = all(row.passed for row in rows) and all(row.passed for row in ranking)
     parity = Parity(reference=proof.described, rows=tuple(rows), ranking=tuple(ranking), passed=passed)
     return artefact.model_copy(update={"parity": parity})
+
+
+def _marked(rows: Sequence[Row], key: str) -> list[Row]:
+    """The rows, with `ROUNDED` after their `key`."""
+    return [row.model_copy(update={key: f"{getattr(row, key)} {ROUNDED}"}) for row in rows]
 
 
 def compare(backend: Backend, trials: Sequence[Trial], limits: Limits, batches: Sequence[int]) -> list[ParityRow]:

@@ -1,7 +1,6 @@
 """How weights are stored in an encoder file.
 
     fp32  as they are
-    fp16  half the size
     bf16  half the size, with the exponents of fp32
     w8    a quarter: int8 with one scale for each output channel, symmetric, w = q * scale
 
@@ -18,9 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-Storage = Literal["fp32", "fp16", "bf16", "w8"]
+Storage = Literal["fp32", "bf16", "w8"]
 
-_HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _LEVELS = 127
 _SMALLEST = 4096  # values: below this a tensor does not matter for the size of the file
 # Which axis of the weight (the node's second input) counts output channels.
@@ -46,8 +44,8 @@ def store_weights(model: onnx.ModelProto, storage: Storage) -> onnx.ModelProto:
         if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _SMALLEST:
             continue
         values = numpy_helper.to_array(tensor)
-        if storage in _HALVES:
-            decoders += _half(tensor, values, storage)
+        if storage == "bf16":
+            decoders += _bf16(tensor, values)
         else:
             decoders += _int8(graph, tensor, values, _channel_axis(node))
         del tensors[name]  # its name is now a node's output: a second user shares it
@@ -77,12 +75,11 @@ def _channel_axis(node: onnx.NodeProto) -> int:
     return _CHANNEL_AXIS[node.op_type]
 
 
-def _half(tensor: onnx.TensorProto, values: NDArray[np.float32], storage: str) -> list[onnx.NodeProto]:
+def _bf16(tensor: onnx.TensorProto, values: NDArray[np.float32]) -> list[onnx.NodeProto]:
     name = tensor.name
-    tensor.CopyFrom(
-        numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(_HALVES[storage])), f"{name}/{storage}")
-    )
-    return [helper.make_node("Cast", [f"{name}/{storage}"], [name], name=f"{name}/decode", to=TensorProto.FLOAT)]
+    kind = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(kind), f"{name}/bf16"))
+    return [helper.make_node("Cast", [f"{name}/bf16"], [name], name=f"{name}/decode", to=TensorProto.FLOAT)]
 
 
 def _int8(

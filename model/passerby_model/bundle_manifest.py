@@ -212,7 +212,7 @@ class Artefact(_Part):
     """An encoder file: the network in one number format, for the runtimes named."""
 
     precision: str
-    """`fp32`, `fp16`, `w8` (weights stored so, computed in float32), `bf16` or `int8`."""
+    """`fp32`, `fp16` (computed so on a GPU), `w8` (weights stored so, computed in float32), `bf16` or `int8`."""
     format: EncoderFormat
     files: tuple[str, ...] = Field(min_length=1)
     """Keys of the manifest's `files`, the main file first."""

@@ -160,7 +160,7 @@ def test_weights_are_decoded_from_every_format(all_precisions: Bundle, precision
         assert decoded.dtype == np.float32
         assert np.linalg.norm(decoded - conv) <= ROUNDING[precision] * np.linalg.norm(conv)
         assert (precision == "fp32") == np.array_equal(decoded, conv)
-        kept = "encoder.cosam.4.reduce.0.weight"
+        kept = "encoder.cosam.4.summary.0.weight"
         np.testing.assert_array_equal(found[kept], exact[kept])
 
 

@@ -61,7 +61,7 @@ def test_ports_have_the_contracts_names_and_an_open_batch(graph: onnx.ModelProto
     }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "w8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "w8"])
 def test_correlation_is_there_by_name_and_in_single_precision(graph: onnx.ModelProto, precision: str) -> None:
     stored = store_weights(graph, precision)  # type: ignore[arg-type]
     check_graph(stored, blocks=(4, 5))
@@ -92,7 +92,7 @@ def test_graph_without_its_correlation_is_refused(graph: onnx.ModelProto) -> Non
 
 
 def test_w8_is_a_quarter_and_keeps_cosam(graph: onnx.ModelProto) -> None:
-    full, half, quarter = (store_weights(graph, p).ByteSize() for p in ("fp32", "fp16", "w8"))
+    full, half, quarter = (store_weights(graph, p).ByteSize() for p in ("fp32", "bf16", "w8"))
     assert half < 0.56 * full
     assert quarter < 0.36 * full
     names = {tensor.name: tensor.data_type for tensor in store_weights(graph, "w8").graph.initializer}

@@ -11,6 +11,7 @@ from passerby.errors import InvalidArgumentError, NotFoundError
 from passerby_export import export as stage
 from passerby_export.export import Options
 from passerby_export.inspection import not_in_tensorrt
+from passerby_export.onnx_export import check_graph
 from passerby_model import checkpoint as checkpoints
 from passerby_model.backends import BackendName, base, open_backend
 from passerby_model.bundle import open_bundle
@@ -48,17 +49,19 @@ def test_a_variant_is_served_as_pytorch_computes_it(
             nn.init.uniform_(value, 0.5, 1.0)
     model = Classifier(encoder, 3)
     checkpoints.save(tmp_path / "best.pt", checkpoints.Checkpoint(architecture, 3, model.state_dict()))
-    stage.export(tmp_path / "best.pt", tmp_path / "bundle")
+    stage.export(tmp_path / "best.pt", tmp_path / "bundle", Options(("fp32", "fp16")))
 
     bundle = open_bundle(tmp_path / "bundle")
-    assert not_in_tensorrt(onnx.load(bundle.root / "encoder.onnx")) == []
+    for artefact in bundle.manifest.artefacts:
+        assert not_in_tensorrt(onnx.load(bundle.root / artefact.file)) == [], artefact.file
+    check_graph(onnx.load(bundle.root / "encoder.fp16.onnx"), blocks=architecture.cosam)
     assert (bundle.manifest.architecture, bundle.manifest.descriptor_dim) == (name, encoder.descriptor_size)
     sizes = [(mask.block, mask.height, mask.width) for mask in bundle.manifest.masks]
     assert sizes == [(block, *architecture.map_size(block)) for block in architecture.cosam]
     snippets = np.random.default_rng(5).integers(0, 256, (3, length, 64, 32, 3), dtype=np.uint8)
     expected = stage.torch_reference(encoder)(snippets)
     for runtime in RUNTIMES:
-        got = open_backend(bundle, runtime).encode(snippets)
+        got = open_backend(bundle, runtime, precision="fp32").encode(snippets)
         error = np.linalg.norm(got.descriptors - expected.descriptors, axis=1)
         assert (error <= 1e-4 * np.linalg.norm(expected.descriptors, axis=1)).all(), runtime
         assert got.masks.keys() == expected.masks.keys() == set(architecture.cosam)
