@@ -252,6 +252,13 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
                 live.rebuild(connection, self._stop)
             if live.stale:
                 raise search.StateMovedError
+            try:
+                return search.run(connection, gallery, live.index, query, live.audit)
+            except search.StateMovedError:
+                if not rebuild:
+                    raise
+            logger.error("the index of gallery %d is not what the store says, and is built anew", gallery.key)
+            live.rebuild(connection, self._stop)
             return search.run(connection, gallery, live.index, query, live.audit)
 
     def _of_tracklet(

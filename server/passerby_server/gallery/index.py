@@ -346,8 +346,10 @@ def exact_distances(query: NDArray[np.float32], vectors: NDArray[np.float32], me
     """Distances of `query` (D,) to `vectors` (n, D), computed in float64; float32 (n,).
 
     Cosine takes unit vectors: 1 - cos(a, b) = |a - b|^2 / 2, which loses nothing where the distance is small.
-    A zero vector has no direction: its distance to everything is 1.
+    A zero vector has no direction: its distance to everything is 1. No vectors may come without their length, (0, 0).
     """
+    if not len(vectors):
+        return np.zeros(0, np.float32)
     difference = vectors.astype(np.float64)
     if metric == "cosine":
         norms = np.sqrt(np.einsum("nd,nd->n", difference, difference))

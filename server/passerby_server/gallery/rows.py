@@ -37,6 +37,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 MAX_VARIABLES = 500
 """Values bound to one statement at most; SQLite's own limit is 32,766."""
+MAX_CHAIN = 100
+"""Conditions in a row at most: SQLite takes a row of them for as deep, and refuses what is deeper than 1,000."""
 _COLUMNS = sealing.selected("tracklets")
 _FORMATS: dict[str, str] = {"fp32": "<f4", "fp16": "<f2"}
 """NumPy's names of the formats in which descriptors are stored."""
@@ -193,7 +195,7 @@ def filter_sql(gallery_key: int, where: TrackletFilter) -> tuple[str, list[Any]]
     for key, value in where.labels.items():
         conditions.append("vector_id IN (SELECT vector_id FROM labels WHERE key = ? AND value = ?)")
         values.extend((key, value))
-    return " AND ".join(conditions), values
+    return _joined(" AND ", conditions), values
 
 
 def last_vector_id(connection: sqlite3.Connection) -> int:
@@ -213,7 +215,15 @@ def _travel_sql(windows: Sequence[TravelWindow]) -> tuple[str, list[Any]]:
         parts.append(f"(camera_id = ? AND (start_time BETWEEN ? AND ? OR end_time BETWEEN ? AND ?{overlaps}))")
         values += [window.camera_id, end + least, end + most, start - most, start - least]
         values += [end, start] if overlaps else []
-    return f"({' OR '.join(parts)})", values
+    return f"({_joined(' OR ', parts)})", values
+
+
+def _joined(word: str, conditions: list[str]) -> str:
+    """The conditions with ` AND ` or ` OR ` between them."""
+    while len(conditions) > MAX_CHAIN:
+        parts = [conditions[start : start + MAX_CHAIN] for start in range(0, len(conditions), MAX_CHAIN)]
+        conditions = [f"({word.join(part)})" for part in parts]
+    return word.join(conditions)
 
 
 def get_identities(connection: sqlite3.Connection, gallery: GalleryRow, vector_ids: Iterable[int]) -> dict[int, str]:
