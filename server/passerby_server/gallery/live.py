@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from passerby.errors import DataLossError, PasserbyError, UnavailableError
+from passerby.errors import DataLossError, UnavailableError
 
 from passerby_server.gallery import building, kinds
 from passerby_server.gallery.approximate import ApproximateIndex
@@ -173,7 +173,7 @@ class LiveIndex:
             return False
         except UnavailableError:  # for a moment: another time it can be built
             raise
-        except (RuntimeError, MemoryError, PasserbyError):  # FAISS raises RuntimeError
+        except Exception:  # FAISS raises RuntimeError; whatever it is, the next try would not fare better
             logger.exception(
                 "gallery %d stays with its %s index: %s cannot be built", self._gallery_key, self.kind, kind
             )

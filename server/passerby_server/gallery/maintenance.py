@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
-from passerby.errors import DataLossError, UnavailableError
+from passerby.errors import UnavailableError
 
 from passerby_server.gallery import kinds, rows
 from passerby_server.gallery.descriptors import StoppedError
@@ -81,7 +81,8 @@ class Maintaining(Home):
     def maintain(self) -> None:
         """One round of what the background thread does; returns when it is done.
 
-        What is wrong with one gallery, such as a damaged descriptor, is logged and keeps nothing from the others.
+        What is wrong with one gallery, such as a damaged descriptor, is logged and keeps nothing from the others. Raises
+        StoppedError and UnavailableError, which concern them all.
         """
         with self._round:
             for live in list(self._live.values()):
@@ -89,7 +90,9 @@ class Maintaining(Home):
                     live.improve(self._store, self._stop)
                     live.save(self._store, self._stop)
                     live.audit.run(self._store.read, self._stop)
-                except DataLossError:
+                except (StoppedError, UnavailableError):
+                    raise
+                except Exception:
                     logger.exception("the index of one gallery is not looked after; the others are")
 
     def _start(self, gallery: rows.GalleryRow) -> LiveIndex:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import threading
@@ -82,7 +83,7 @@ class Shelf:
         with store.paused(), store.read() as connection:
             with self._lock:  # a drop under way shall have deleted what it deletes before anything is written
                 removals, retired = self._removals, self._retired
-            if retired:
+            if retired or not index.clean:  # of now, when nothing is removed
                 return
             ids, codes = index.dump()
             sequence, at = snapshot.last_entry(connection)
@@ -93,18 +94,18 @@ class Shelf:
         written = self._path.with_name(self._path.name + ".new")
         try:
             snapshot.write(written, self._key, Snapshot(header, ids, codes), stop)
+            with self._lock:
+                if self._removals != removals:  # something in it was erased meanwhile
+                    written.unlink(missing_ok=True)
+                else:
+                    put_in_place(written, self._path)
+                    self._saved = (kind, len(ids))
         except StoppedError:
             return
         except OSError as error:
             logger.warning("no snapshot of the index of gallery %d: %s", self._gallery_key, error.strerror)
-            self._due = time.monotonic() + INTERVAL
-            return
-        with self._lock:
-            if self._removals != removals:  # something in it was erased meanwhile
+            with contextlib.suppress(OSError):
                 written.unlink(missing_ok=True)
-                return
-            put_in_place(written, self._path)
-            self._saved = (kind, len(ids))
         self._due = time.monotonic() + INTERVAL
 
     def take(
