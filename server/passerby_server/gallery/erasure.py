@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from passerby.errors import InvalidArgumentError
+from passerby.errors import DataLossError, InvalidArgumentError
 from passerby.names import tracklet_name
 
 from passerby_server.gallery import clock, ledger, rows, sealing
@@ -140,11 +140,16 @@ class Erasing(Home):
             self._store.write(_note_the_clock)
         with self._store.read() as connection:
             galleries = rows.find_galleries(connection)
-            limits = [(gallery, rule) for gallery in galleries for rule in _rules(connection, gallery)]
         count = 0
-        for gallery, rule in limits:
-            while erased := self._expire(gallery, rule):
-                count += erased
+        for gallery in galleries:
+            try:
+                with self._store.read() as connection:
+                    rules = _rules(connection, gallery)
+                for rule in rules:
+                    while erased := self._expire(gallery, rule):
+                        count += erased
+            except DataLossError:  # names, which the error has, never stand in the log
+                logger.error("gallery %d is damaged: its retention is not applied, that of others is", gallery.key)  # noqa: TRY400
         return count
 
     def rewrite_if_due(self) -> bool:
@@ -164,11 +169,14 @@ class Erasing(Home):
             found = _expired(connection, gallery.key, rule)
             if not found:
                 return _Erased()
-            erased = self._forget(connection, _with_twins(connection, gallery, found))
+            (now,) = rows.find_galleries(
+                connection, "gallery_key = ?", gallery.key
+            )  # replaced since, it has another name
+            erased = self._forget(connection, _with_twins(connection, now, found))
             ledger.record(
                 connection,
                 "ApplyRetention",
-                gallery.record.gallery_id,
+                now.record.gallery_id,
                 tracklets=len(found),
                 rule=f"{rule.camera_id or 'all cameras'}: {rule.keep.total_seconds():g} s",
             )

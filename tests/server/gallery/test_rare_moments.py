@@ -1,0 +1,185 @@
+"""What seldom happens at once: a search between a delete and the index's turn, work in the background that fails."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from passerby_server.gallery import approximate, building, kinds, rows, shelf
+from passerby_server.gallery.embedded import EmbeddedGalleries
+from passerby_server.gallery.live import LiveIndex
+from passerby_server.gallery.store import Store
+from passerby_server.gallery.types import (
+    GalleryOptions,
+    ModelSpace,
+    NewTracklet,
+    RetentionRule,
+    TrackletFilter,
+    TravelWindow,
+)
+
+from tests.server.gallery.filling import START, ask, ids
+from tests.server.gallery.test_index_kinds import WIDTH, clustered, put_all
+
+
+@pytest.fixture
+def open_(tmp_path, monkeypatch):
+    """Opens galleries whose background work is done when the test says so; small ones get approximate indexes."""
+    monkeypatch.setattr(approximate, "SCAN_ROWS", 5)
+    monkeypatch.setattr(approximate, "GRAPH_SCAN_ROWS", 5)
+    monkeypatch.setattr(kinds, "MIN_TRAINING_ROWS", 40)
+    monkeypatch.setattr(shelf, "INTERVAL", 0.0)
+    opened = []
+
+    def open_(kind, metric="squared_euclidean"):
+        opened.append(EmbeddedGalleries(tmp_path / "data", threads=2, index=kind, maintained=False))
+        opened[-1].create_gallery("g", "", ModelSpace("f", WIDTH, metric))
+        return opened[-1]
+
+    yield open_
+    for galleries in opened:
+        galleries.close()
+
+
+@pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
+@pytest.mark.parametrize("kind", ["exact", "int8", "HNSW8"])
+def test_a_search_after_all_is_erased_and_before_the_index_knows(open_, monkeypatch, kind, metric):
+    galleries, vectors = open_(kind, metric), clustered(60)
+    put_all(galleries, vectors)
+    galleries.maintain()
+    found = []
+    original = LiveIndex.remove
+
+    def remove(live, *gone):
+        searcher = threading.Thread(target=lambda: found.append(galleries.search("g", ask(vectors[0], 3, "f"))))
+        searcher.start()
+        searcher.join(0.3)  # an exact index does not answer before it knows
+        original(live, *gone)
+        threads.append(searcher)
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(LiveIndex, "remove", remove)
+    galleries.set_retention("g", [RetentionRule("", timedelta(microseconds=1))])
+    assert galleries.apply_retention() == 60
+    for searcher in threads:
+        searcher.join()
+    assert found == [()]
+
+
+def test_a_delete_just_before_a_snapshot_of_a_graph_is_not_in_it(open_, tmp_path, monkeypatch):
+    """A graph keeps what was removed until it is built anew: no file may."""
+    galleries, vectors = open_("HNSW8,Flat"), clustered(60)
+    put_all(galleries, vectors)
+    original = Store.paused
+
+    @contextmanager
+    def paused(store):
+        if galleries.index_kind("g") != kinds.EXACT and galleries.stats("g").tracklet_count == 60:
+            galleries.delete_tracklet("g", "t17")
+        with original(store):
+            yield
+
+    monkeypatch.setattr(Store, "paused", paused)
+    galleries.maintain()
+    assert galleries.stats("g").tracklet_count == 59
+    files = [path for path in (tmp_path / "data").iterdir() if path.name.startswith("index-")]
+    assert [path.name for path in files if vectors[17].tobytes() in path.read_bytes()] == []
+
+
+def test_filters_may_name_as_many_values_as_the_limits_allow(open_):
+    galleries = open_("exact")
+    put_all(galleries, clustered(9))
+    query, now = clustered(1)[0], datetime.now(UTC)
+    names = [f"n{number}" for number in range(1000)]
+    windows = tuple(TravelWindow(name, timedelta(0), timedelta(1), now, now) for name in names)
+    everything = TrackletFilter(travel=windows, exclude_camera_ids=frozenset(names))
+    assert len(galleries.search("g", ask(query, 20, "f", filter=everything))) == 9
+    labels = TrackletFilter(labels=dict.fromkeys(names, "x"), camera_ids=frozenset(["c1", *names]), travel=windows)
+    assert galleries.search("g", ask(query, 20, "f", filter=labels)) == ()
+
+
+def test_one_gallery_whose_index_fails_keeps_nothing_from_the_others(open_, monkeypatch, caplog):
+    galleries = open_("int8")
+    put_all(galleries, clustered(60))
+    galleries.create_gallery("h", "", ModelSpace("f", WIDTH, "squared_euclidean"))
+    for number, vector in enumerate(clustered(60, seed=1)):
+        galleries.ingest("h", NewTracklet(f"t{number}", "c"), vector, "f", b"")
+    original, tried = building.build, []
+
+    def build(kind, gallery_key, *rest):
+        tried.append(gallery_key)
+        if gallery_key == 1:
+            raise ValueError("shapes (3,) (4,)")
+        return original(kind, gallery_key, *rest)
+
+    monkeypatch.setattr(building, "build", build)
+    galleries.maintain()
+    galleries.maintain()
+    assert [str(galleries.index_kind(name)) for name in "gh"] == ["exact", "SQ8"]
+    assert tried == [1, 2]  # a training that fails is not repeated at every look
+    assert "cannot be built" in caplog.text
+    monkeypatch.setattr(LiveIndex, "save", lambda live, *_: 1 / 0 if live is galleries._live[1] else saved.append(live))
+    saved: list[LiveIndex] = []
+    galleries.maintain()
+    assert saved == [galleries._live[2]]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_snapshot_that_cannot_be_put_in_place_is_tried_again_later(open_, tmp_path, monkeypatch, caplog):
+    galleries = open_("int8")
+    put_all(galleries, clustered(60))
+    tried = []
+
+    def put_in_place(written, path):
+        tried.append(path)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(shelf, "put_in_place", put_in_place)
+    monkeypatch.setattr(shelf, "INTERVAL", 600.0)
+    galleries.maintain()
+    galleries.maintain()
+    assert len(tried) == 1
+    assert "Input/output error" in caplog.text
+    assert list((tmp_path / "data").glob("index-*")) == []
+
+
+def test_an_index_that_a_delete_did_not_reach_is_rebuilt(open_, monkeypatch):
+    galleries, vectors = open_("exact"), clustered(60)
+    put_all(galleries, vectors)
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveIndex, "remove", lambda *_: None)
+        galleries.delete_tracklet("g", "t17")
+    assert len(galleries.search("g", ask(vectors[17], 60, "f"))) == 59
+    assert ids(galleries.search("g", ask(vectors[18], 1, "f"))) == ["t18"]
+
+
+def test_retention_of_a_gallery_that_was_replaced_during_the_sweep_takes_the_names_too(open_):
+    galleries = open_("exact")
+    galleries.set_retention("g", [RetentionRule("", timedelta(days=1))])
+    entry = NewTracklet("left", "c", START, START)
+    galleries.ingest("g", entry, clustered(1)[0], "f", b"")
+    galleries.create_gallery("n", "", ModelSpace("f", WIDTH, "cosine"), options=GalleryOptions(follows="g"))
+    with galleries._store.read() as connection:
+        seen = rows.get_gallery(connection, "g")  # as a sweep that began before
+    galleries.replace_gallery("g", "n", "old", allow_missing=True)
+    assert galleries._expire(seen, RetentionRule("", timedelta(days=1))) == 1
+    entries = [entry for name in ("g", "old") for entry in galleries.list_audit(name, "", "", 100).items]
+    assert [entry.tracklet_id for entry in entries if entry.tracklet_id == "left"] == []
+    assert [entry.gallery_id for entry in entries if entry.action == "ApplyRetention"] == ["old"]
+
+
+def test_one_damaged_gallery_keeps_no_retention_from_the_others(open_, tmp_path, caplog):
+    galleries = open_("exact")
+    galleries.create_gallery("h", "", ModelSpace("f", WIDTH, "squared_euclidean"))
+    for name in "gh":
+        galleries.set_retention(name, [RetentionRule("", timedelta(days=1))])
+        galleries.ingest(name, NewTracklet("old", "c", START, START), clustered(1)[0], "f", b"")
+    with sqlite3.connect(tmp_path / "data" / "gallery.db") as damaging:
+        damaging.execute("UPDATE retention SET keep = keep + 1 WHERE gallery_key = 1")
+    assert galleries.apply_retention() == 1
+    assert "gallery 1 is damaged: its retention is not applied" in caplog.text
+    assert [galleries.stats(name).tracklet_count for name in "gh"] == [1, 0]
