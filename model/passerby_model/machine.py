@@ -4,6 +4,7 @@
     openvino/   encoders as OpenVINO compiled them
     proofs/     parity reports of runtimes that were compared here (`passerby bundle verify`)
     tensorrt/   engines of TensorRT, and what it has timed
+    onnxruntime-tensorrt/   those of ONNX Runtime's TensorRT provider
 
 All of it can be made again, and is used only where its key (content, versions, hardware) says that it fits. None of it
 comes from a gallery. It is kept out of bundles, which are the same on every machine and have a checksum for each file.
@@ -19,7 +20,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,6 +58,26 @@ def make_folder(folder: Path) -> Path:
     """`folder`, made when missing, for its owner alone. Raises OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def mark_used(path: Path) -> None:
+    """Notes that `path` was used now: see `least_used`."""
+    try:
+        os.utime(path)
+    except OSError as error:  # somebody else's folder, read-only: it is used all the same
+        log.debug("%s: %s", path, error)
+
+
+def least_used(paths: Iterable[Path], kept: int) -> list[Path]:
+    """All but the `kept` latest used (or written) ones of `paths`: what a cache can do without.
+
+    What another process removes meanwhile is left out. Raises OSError.
+    """
+    used = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            used.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(used, reverse=True)[kept:]]
 
 
 def write_record(path: Path, record: BaseModel) -> None:

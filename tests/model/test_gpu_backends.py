@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import onnxruntime
 import pytest
 from passerby.errors import FailedPreconditionError
-from passerby_model.backends import Options, open_artefact, open_backend, open_encoder, opening_gpu
+from passerby_model.backends import (
+    Options,
+    onnxruntime_gpu,
+    open_artefact,
+    open_backend,
+    open_encoder,
+    opening_gpu,
+    tensorrt,
+)
 from passerby_model.backends.base import GPU_RUNTIMES, BackendKind, BackendName
 from passerby_model.backends.buckets import bucket_for, buckets, padded, pieces
 from passerby_model.backends.choice import candidates, serving_order
+from passerby_model.backends.engine_ports import EnginePort, check_ports, read_ports
 from passerby_model.backends.gpu import Gpu, find_gpus, parse_gpus
-from passerby_model.backends.onnxruntime_gpu import BoundSession, providers
+from passerby_model.backends.onnxruntime_gpu import BoundSession, engine_folder, providers
 from passerby_model.backends.opening_gpu import open_on_gpu
 from passerby_model.backends.proofs import ProofKey, find_proof, proof_path, save_proof
 from passerby_model.backends.standby import StandbyBackend
@@ -36,6 +49,7 @@ from tests.encoders import expected_descriptor, make_bundle, write_encoder
 
 INPUT = Input(snippet_length=4, height=32, width=16)
 H200 = Gpu(name="NVIDIA H200", compute_capability="9.0", driver="575.57.08")
+T4 = Gpu(name="NVIDIA T4", compute_capability="7.5", driver="575.57.08")
 FILES = {"encoder.onnx": "a" * 64}
 
 
@@ -150,6 +164,138 @@ def test_a_damaged_engine_is_built_anew(tmp_path: Path, damage: str, caplog: pyt
     assert path.stem in caplog.text
     save_engine(tmp_path, key, b"new")
     assert load_engine(tmp_path, key) == b"new"
+
+
+def key_for(number: int, gpu: Gpu = H200) -> EngineKey:
+    return engine_key({"encoder.onnx": f"{number:064x}"}, INPUT, (gpu,), "11.4.0")
+
+
+def used_at(cache: Path, key: EngineKey, second: int) -> None:
+    os.utime(engine_path(cache, key), (second, second))
+
+
+def test_the_latest_used_engines_are_kept(tmp_path: Path) -> None:
+    keys = [key_for(number, T4 if number == 1 else H200) for number in range(tensorrt.KEPT)]
+    for number, key in enumerate(keys):
+        save_engine(tmp_path, key, b"plan")
+        timing_path(tmp_path, key).write_bytes(b"timings")
+        used_at(tmp_path, key, 1000 + number)
+    assert load_engine(tmp_path, keys[0]) == b"plan"  # the oldest, which is used again
+    new = key_for(100)
+    save_engine(tmp_path, new, b"plan")
+    assert [load_engine(tmp_path, key) is not None for key in keys] == [True, False, *[True] * (len(keys) - 2)]
+    assert load_engine(tmp_path, new) == b"plan"
+    # Of the other GPU, whose only engine is gone, nothing is left.
+    found = {path.name for path in (tmp_path / "tensorrt").iterdir()}
+    assert timing_path(tmp_path, new).name in found
+    assert timing_path(tmp_path, keys[1]).name not in found
+    assert len(found) == 2 * tensorrt.KEPT + 1
+
+
+def test_engines_that_cannot_be_removed_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tensorrt, "KEPT", 1)
+    save_engine(tmp_path, key_for(0), b"plan")
+    used_at(tmp_path, key_for(0), 1000)
+    engine_path(tmp_path, key_for(0)).with_suffix(".json").unlink()
+    engine_path(tmp_path, key_for(0)).with_suffix(".json").mkdir()  # which unlink refuses, whoever runs it
+    save_engine(tmp_path, key_for(1), b"plan")
+    assert "cannot be removed" in caplog.text
+    assert load_engine(tmp_path, key_for(1)) == b"plan"
+
+
+def test_engines_of_onnx_runtimes_provider_are_kept_for_the_latest_used_encoders(tmp_path: Path) -> None:
+    folders = [engine_folder(tmp_path, {"encoder.onnx": f"{number:064x}"}) for number in range(onnxruntime_gpu.KEPT)]
+    for number, folder in enumerate(folders):
+        (folder / "x.engine").write_bytes(b"engine")
+        os.utime(folder, (1000 + number, 1000 + number))
+    assert engine_folder(tmp_path, {"encoder.onnx": f"{0:064x}"}) == folders[0]
+    added = engine_folder(tmp_path, {"encoder.onnx": f"{100:064x}"})
+    assert [folder.is_dir() for folder in folders] == [True, False, *[True] * (len(folders) - 2)]
+    assert (folders[0] / "x.engine").is_file()
+    assert added.is_dir()
+
+
+SNIPPETS = EnginePort("snippets", "uint8", (-1, 4, 32, 16, 3), (1, 8))
+DESCRIPTOR = EnginePort("descriptor", "float32", (-1, 8))
+MASK = EnginePort("mask_cosam4", "float32", (-1, 4, 4, 2))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        ([SNIPPETS], [DESCRIPTOR, MASK]),
+        ([SNIPPETS], [MASK, DESCRIPTOR, EnginePort("cost_volume_cosam4", "float32", (-1, 4, 24, 4, 2))]),
+        ([SNIPPETS], [DESCRIPTOR, replace(MASK, shape=(-1, 4, -1, -1))]),
+        ([replace(SNIPPETS, batches=(1, 32))], [DESCRIPTOR, MASK]),
+    ],
+    ids=["as-wanted", "more-outputs", "open-sizes", "larger-batches"],
+)
+def test_an_engine_that_fits_the_manifest_is_taken(
+    bundle: Bundle, inputs: list[EnginePort], outputs: list[EnginePort]
+) -> None:
+    check_ports(inputs, outputs, bundle.manifest, 8)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "problem"),
+    [
+        (
+            [replace(SNIPPETS, name="images")],
+            [DESCRIPTOR, MASK],
+            "has no input snippets uint8 .*images uint8 .*too many",
+        ),
+        ([SNIPPETS, EnginePort("x", "int64", (1,))], [DESCRIPTOR, MASK], r"input x int64 \(1\) is one too many"),
+        ([replace(SNIPPETS, type="float32")], [DESCRIPTOR, MASK], "snippets float32 .* should be snippets uint8"),
+        ([replace(SNIPPETS, shape=(8, 4, 32, 16, 3))], [DESCRIPTOR, MASK], r"\(8, 4, .* should be .*\(batch, 4, 32"),
+        ([replace(SNIPPETS, shape=(-1, 4, 3, 32, 16))], [DESCRIPTOR, MASK], r"\(batch, 4, 3, 32, 16\) should be"),
+        ([replace(SNIPPETS, batches=(1, 4))], [DESCRIPTOR, MASK], "takes 1 to 4 snippets at a time instead of 1 to 8"),
+        ([replace(SNIPPETS, batches=(2, 8))], [DESCRIPTOR, MASK], "takes 2 to 8 snippets"),
+        ([SNIPPETS], [MASK], r"has no output descriptor float32 \(batch, 8\)"),
+        ([SNIPPETS], [replace(DESCRIPTOR, type="float16"), MASK], "output descriptor float16 .* should be .*float32"),
+        ([SNIPPETS], [replace(DESCRIPTOR, shape=(-1, 16)), MASK], r"\(batch, 16\) should be descriptor"),
+        ([SNIPPETS], [DESCRIPTOR], "has no output mask_cosam4"),
+        ([SNIPPETS], [DESCRIPTOR, replace(MASK, shape=(-1, 4, 8, 4))], r"\(batch, 4, 8, 4\) should be mask_cosam4"),
+    ],
+)
+def test_an_engine_that_does_not_fit_is_refused_and_the_difference_named(
+    bundle: Bundle, inputs: list[EnginePort], outputs: list[EnginePort], problem: str
+) -> None:
+    with pytest.raises(FailedPreconditionError, match=f"does not fit bundle.json: .*{problem}") as raised:
+        check_ports(inputs, outputs, bundle.manifest, 8)
+    assert raised.value.reason == "BACKEND_LOAD"
+
+
+class EngineOfThree:
+    """Answers as `tensorrt.ICudaEngine` does for an encoder with a mask."""
+
+    num_io_tensors = 3
+    _ports = (SNIPPETS, DESCRIPTOR, MASK)
+    _kinds: ClassVar = {"uint8": "UINT8", "float32": "FLOAT"}
+
+    def _port(self, name: str) -> EnginePort:
+        return next(port for port in self._ports if port.name == name)
+
+    def get_tensor_name(self, number: int) -> str:
+        return self._ports[number].name
+
+    def get_tensor_dtype(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=self._kinds[self._port(name).type])
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._port(name).shape
+
+    def get_tensor_mode(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(name="INPUT" if name == "snippets" else "OUTPUT")
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        assert (name, profile) == ("snippets", 0)
+        return [(rows, *SNIPPETS.shape[1:]) for rows in (1, 8, 8)]
+
+
+def test_the_ports_of_an_engine_are_read() -> None:
+    assert read_ports(EngineOfThree()) == ([SNIPPETS], [DESCRIPTOR, MASK])
 
 
 def parity(runtime: str = "tensorrt", *, passed: bool = True) -> Parity:

@@ -7,6 +7,7 @@ for each size: the whole network is then launched at once.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,13 +32,15 @@ from passerby_model.backends.buckets import bucket_for, padded, pieces
 from passerby_model.backends.decoding import DECODED, decode_weights
 from passerby_model.backends.onnxruntime import session_spec
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Input, Manifest
-from passerby_model.machine import key_id, make_folder
+from passerby_model.machine import key_id, least_used, make_folder, mark_used
 
 GpuRuntime = Literal["onnxruntime-cuda", "onnxruntime-tensorrt"]
 PROVIDER: Mapping[GpuRuntime, str] = {
     "onnxruntime-cuda": "CUDAExecutionProvider",
     "onnxruntime-tensorrt": "TensorrtExecutionProvider",
 }
+KEPT = 8
+"""Encoders whose engines are kept, the latest used ones."""
 _ERROR_LOGS_ONLY = 3
 _NO_GRAPH = "-1"  # of the run option gpu_graph_id
 
@@ -67,6 +70,16 @@ def providers(
         "trt_cuda_graph_enable": graphs,
     }
     return [(PROVIDER[runtime], tensorrt), (PROVIDER["onnxruntime-cuda"], cuda | {"enable_cuda_graph": "0"})]
+
+
+def engine_folder(cache: Path, files: Mapping[str, str]) -> Path:
+    """Where the TensorRT provider keeps engines of the encoder of these files (name -> sha256); folders of encoders
+    that are not among the `KEPT` latest used ones are removed. Raises OSError."""
+    folder = make_folder(cache / "onnxruntime-tensorrt" / key_id(files))
+    mark_used(folder)
+    for old in least_used(folder.parent.iterdir(), KEPT):
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -166,7 +179,7 @@ class OnnxRuntimeGpuBackend:
                 f"ONNX Runtime {onnxruntime.__version__} has no {provider}: install its GPU build, passerby[server-gpu]",
                 reason="BACKEND_MISSING",
             )
-        engines = make_folder(cache / "onnxruntime-tensorrt" / key_id(files))
+        engines = engine_folder(cache, files)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERROR_LOGS_ONLY
         chosen = providers(runtime, manifest.input, cuda_graphs=cuda_graphs, engines=engines)

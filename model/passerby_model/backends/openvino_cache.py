@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from passerby_model.machine import key_id, make_folder, processor
+from passerby_model.machine import key_id, least_used, make_folder, mark_used, processor
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def compile_cached(core: Any, model: Any, settings: Mapping[str, Any], cache: Pa
             compiled = core.compile_model(model, "CPU", {**settings, "CACHE_DIR": str(entry)})
             if compiled.get_property("LOADED_FROM_CACHE"):
                 log.info("OpenVINO's compiled encoder taken from %s", entry)
-                _touch(entry)
+                mark_used(entry)
                 return compiled
             log.warning("OpenVINO compiled the encoder anew: it does not take what is in %s", entry)
             shutil.rmtree(entry, ignore_errors=True)
@@ -76,7 +75,7 @@ def _keep(scratch: Path, entry: Path) -> None:
         (scratch / _CHECKSUMS).write_text(json.dumps(checksums))
         scratch.rename(entry)
         others = [path for path in entry.parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        for old in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+        for old in least_used(others, KEPT):
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         log.warning("the compiled encoder is not kept, the next start compiles again: %s", error)
@@ -97,10 +96,3 @@ def _checksums(folder: Path) -> dict[str, str]:
             with path.open("rb") as stream:
                 found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found
-
-
-def _touch(entry: Path) -> None:
-    try:
-        os.utime(entry)
-    except OSError as error:  # somebody else's folder, read-only: it is used all the same
-        log.debug("%s: %s", entry, error)

@@ -31,11 +31,15 @@ from passerby_model.backends.base import (
 )
 from passerby_model.backends.buckets import pieces
 from passerby_model.backends.decoding import DECODED, decode_weights
+from passerby_model.backends.engine_ports import check_ports, read_ports
 from passerby_model.backends.gpu import Gpu
 from passerby_model.bundle import DESCRIPTOR_NAME, INPUT_NAME, Input, Manifest
-from passerby_model.machine import key_id, make_folder, read_record, write_record
+from passerby_model.machine import key_id, least_used, make_folder, mark_used, read_record, write_record
 
 log = logging.getLogger(__name__)
+
+KEPT = 8
+"""Engines that are kept, the latest used ones; each is about as large as the encoder's file."""
 
 
 class _Part(BaseModel):
@@ -102,11 +106,13 @@ def load_engine(cache: Path, key: EngineKey) -> bytes | None:
     if hashlib.sha256(plan).hexdigest() != record.sha256:
         log.warning("TensorRT's engine is to be built anew: %s is damaged", path)
         return None
+    mark_used(path)
     return plan
 
 
 def save_engine(cache: Path, key: EngineKey, plan: bytes) -> None:
-    """Keeps an engine: whole under its name, or not at all. Raises OSError."""
+    """Keeps an engine: whole under its name, or not at all; and of all engines the `KEPT` latest used ones, with what
+    TensorRT timed for their hardware. Raises OSError."""
     path = engine_path(cache, key)
     handle, scratch = tempfile.mkstemp(prefix=".", suffix=".partial", dir=make_folder(path.parent))
     try:
@@ -117,6 +123,21 @@ def save_engine(cache: Path, key: EngineKey, plan: bytes) -> None:
         Path(scratch).unlink(missing_ok=True)
         raise
     write_record(path.with_suffix(".json"), _Record(key=key, sha256=hashlib.sha256(plan).hexdigest()))
+    _remove_unused(cache, path.parent)
+
+
+def _remove_unused(cache: Path, folder: Path) -> None:
+    try:
+        for plan in least_used(folder.glob("*.plan"), KEPT):
+            plan.with_suffix(".json").unlink(missing_ok=True)
+            plan.unlink(missing_ok=True)
+            log.info("removed %s, which had not been used for the longest time", plan)
+        records = [read_record(path, _Record) for path in folder.glob("*.json")]
+        timed = {timing_path(cache, record.key) for record in records if record is not None}
+        for timing in set(folder.glob("*.timing")) - timed:
+            timing.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("engines that are no longer used cannot be removed: %s", error)
 
 
 def build_engine(path: Path, key: EngineKey, cache: Path) -> bytes:
@@ -156,7 +177,7 @@ class TensorRtBackend:
         """Loads an engine.
 
         Raises:
-            FailedPreconditionError: it does not load here.
+            FailedPreconditionError: it does not load here, or takes or gives something else than the manifest says.
         """
         from polygraphy.backend import trt
 
@@ -171,6 +192,11 @@ class TensorRtBackend:
             self._runner.activate()
         except Exception as error:  # see build_engine
             raise FailedPreconditionError(f"TensorRT cannot load its engine: {error}", reason="BACKEND_LOAD") from error
+        try:
+            check_ports(*read_ports(self._runner.engine), manifest, key.max_batch)
+        except FailedPreconditionError:
+            self._runner.deactivate()
+            raise
 
     def encode(self, snippets: NDArray[np.uint8]) -> Encoded:
         """See `Backend.encode`: uint8 (B, N, H, W, 3) -> descriptors float32 (B, D), masks float32 (B, N, h, w)."""
