@@ -1,4 +1,5 @@
-"""What the server does by itself, on time: erase what is older than its retention, write files anew after deletions.
+"""What the server does by itself, on time: erase what is older than its retention, write files anew after deletions, and
+see whether the disk can be written.
 
 One thread, which waits on the monotonic clock: setting the wall clock back delays nothing. Retention itself compares
 stored times with the wall clock, so a clock that goes back never erases early.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from passerby.errors import UnavailableError
+from passerby.errors import ResourceExhaustedError, UnavailableError
 
 from passerby_server.gallery.types import Galleries
 from passerby_server.logs import event
@@ -46,11 +47,12 @@ class Upkeep:
 
     def _sweep(self) -> None:
         try:
+            self._galleries.check_disk()
             if erased := self._galleries.apply_retention():
                 event(log, logging.INFO, "retention erased tracklets", count=erased)
             if self._galleries.rewrite_if_due():
                 event(log, logging.INFO, "the files of the galleries were written anew after deletions")
-        except UnavailableError as error:
+        except (UnavailableError, ResourceExhaustedError) as error:
             event(log, logging.WARNING, "upkeep is put off to the next sweep", reason=error.reason)
         except Exception:
             log.exception("upkeep failed; it is tried again with the next sweep")

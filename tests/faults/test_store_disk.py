@@ -83,7 +83,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100_000, resource.RLIM_INFINIT
 """
     lift = "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))"
     lines = _run(FILL.replace("FILL_UP", limit).replace("MAKE_ROOM", lift), tmp_path / "data")
-    assert lines[0] == "['STORE_FAILED']"  # SQLite tells this from a full disk
+    assert lines[0] == "['STORAGE_FULL']"
     assert lines[1].startswith("fine")
 
 

@@ -29,6 +29,7 @@ from passerby.errors import (
 )
 
 from passerby_server.gallery import rows, schema, sealing
+from passerby_server.gallery.disk import translated_errors
 from passerby_server.gallery.erasure import Erasing
 from passerby_server.gallery.files import discard, put_in_place, sync
 from passerby_server.gallery.home import REWRITE_DELAY
@@ -41,7 +42,6 @@ from passerby_server.gallery.store import (
     FolderLock,
     Store,
     keep_temporary_files,
-    translated_errors,
 )
 
 MANIFEST_NAME = "backup.json"

@@ -78,6 +78,14 @@ class Maintaining(Home):
             if (live := self._live.get(key))
         )
 
+    @property
+    def unwritable(self) -> str:
+        """See `Galleries.unwritable`."""
+        return self._store.disk.reason
+
+    def check_disk(self) -> str:
+        return self._store.disk.look()
+
     def maintain(self) -> None:
         """One round of what the background thread does; returns when it is done.
 

@@ -18,16 +18,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from passerby.errors import (
-    DataLossError,
-    FailedPreconditionError,
-    InternalError,
-    PasserbyError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
+from passerby.errors import FailedPreconditionError, UnavailableError
 
 from passerby_server.gallery import schema, sealing, wal
+from passerby_server.gallery.disk import Watch, translated, translated_errors
 from passerby_server.gallery.files import discard
 
 T = TypeVar("T")
@@ -107,12 +101,13 @@ class Store:
         with ExitStack() as undo:
             _make_folder(folder)
             self.path = folder / DATABASE_NAME
+            self.disk = Watch(folder)
             self._lock = FolderLock(folder)
             undo.callback(self._lock.release)
             # Of a restore that was killed: it blocks nothing, but what is in it must not outlast an erasure.
             discard(folder / f"{DATABASE_NAME}{RESTORING_SUFFIX}")
             _make_private(self.path)
-            with translated_errors():
+            with translated_errors(folder):
                 self._writer = self._connect()
                 undo.callback(self._writer.close)
                 self._prepare()
@@ -155,10 +150,10 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A reading connection on one unchanging state of the store."""
-        with translated_errors(), self._reader() as connection:
-            connection.execute("BEGIN")
-            connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the snapshot starts with the first read
+        with translated_errors(self.path.parent), self._reader() as connection:
             try:
+                connection.execute("BEGIN")
+                connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the snapshot starts with the first read
                 yield connection
             finally:
                 if connection.in_transaction:
@@ -173,7 +168,7 @@ class Store:
         temporary ones (SQLITE_TMPDIR). Raises UnavailableError (REWRITE_BLOCKED) when a read still needs the log after
         BUSY_TIMEOUT, ResourceExhaustedError when the disk is full: the rewrite stays due then.
         """
-        with self._writer_lock, translated_errors():
+        with self._writer_lock, translated_errors(self.path.parent):
             if self._closed:
                 raise UnavailableError("the gallery is closed: the server is going down", reason="SHUTTING_DOWN")
             self._writer.execute("VACUUM")
@@ -258,7 +253,8 @@ class Store:
 
     def _return_reader(self, connection: sqlite3.Connection | None) -> None:
         with self._readers_lock:
-            if connection is not None and not self._closed and len(self._readers) < IDLE_READERS:
+            kept = not self._closed and len(self._readers) < IDLE_READERS
+            if connection is not None and kept and not connection.in_transaction:
                 self._readers.append(connection)
             elif connection is not None:
                 connection.close()
@@ -271,11 +267,15 @@ class Store:
             with self._queue_lock:
                 group, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
             error: BaseException | None = None
+            before = self._writer.total_changes
             try:
-                with translated_errors():
+                with translated_errors(self.path.parent):
                     self._transact(group)
+                if self._writer.total_changes > before:  # else nothing was written
+                    self.disk.note(None)
             except Exception as raised:  # noqa: BLE001 - raised again in every thread whose write was in the group
                 error = raised
+                self.disk.note(raised)
             finally:
                 for write in group:
                     write.finish(error or (None if write.done else UnavailableError("the server is going down")))
@@ -322,45 +322,8 @@ class Store:
             if not self._writer.in_transaction:
                 raise  # a full disk ends the whole transaction, not only this savepoint
             self._writer.execute("ROLLBACK TO one_write")
-            write.error = _translate(error) if isinstance(error, sqlite3.Error) else error
+            write.error = translated(error, self.path.parent) if isinstance(error, sqlite3.Error) else error
         self._writer.execute("RELEASE one_write")
-
-
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Raises SQLite's errors as ours."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise _translate(error) from error
-    except UnicodeDecodeError as error:  # SQLite's message quotes what it cannot read
-        raise DataLossError(
-            "the gallery database is damaged: what it says of its tables is no text; restore the data folder from a backup",
-            reason="STORE_DAMAGED",
-        ) from error
-
-
-def _translate(error: sqlite3.Error) -> PasserbyError:
-    name = getattr(error, "sqlite_errorname", "")
-    text = f"{error} ({name})" if name else str(error)
-    if name.startswith("SQLITE_FULL"):
-        return ResourceExhaustedError(f"the disk of the data folder is full: {text}", reason="STORAGE_FULL")
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return DataLossError(
-            f"the gallery database is damaged: {text}; restore the data folder from a backup", reason="STORE_DAMAGED"
-        )
-    if str(error) == sealing.RAISED:
-        return DataLossError(
-            "a row that this changes is damaged in the store: restore the data folder from a backup",
-            reason="ROW_DAMAGED",
-        )
-    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return FailedPreconditionError(
-            f"the data folder cannot be written: {text}; check its permissions", reason="STORE_NOT_WRITABLE"
-        )
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return UnavailableError(f"another program holds the gallery database: {text}", reason="STORE_BUSY")
-    return InternalError(f"the gallery database failed: {text}", reason="STORE_FAILED")
 
 
 def _make_folder(folder: Path) -> None:

@@ -387,6 +387,16 @@ class Galleries(Protocol):
         """Writes the files anew when slack space has held deleted content for long enough; whether it did."""
         ...
 
+    @property
+    def unwritable(self) -> str:
+        """Why nothing could be stored when that was last tried (a reason: STORAGE_FULL, STORE_NOT_WRITABLE or
+        DISK_FAILED); empty when it could."""
+        ...
+
+    def check_disk(self) -> str:
+        """Tries whether the data's disk can be written; `unwritable` as it is then."""
+        ...
+
     def list_audit(
         self, gallery_id: str, tracklet_id: str, identity_id: str, page_size: int, page_token: str = ""
     ) -> Page[AuditEntry]: ...

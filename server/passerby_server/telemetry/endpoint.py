@@ -21,15 +21,20 @@ from passerby_server.config import split_address
 class Endpoint:
     """Serves a registry at `http://HOST:PORT/metrics`; leaving the block closes it."""
 
-    def __init__(self, address: str, registry: CollectorRegistry, serving: Callable[[], bool]) -> None:
-        """`serving`: whether the server answers calls, for `/healthz`: 200 when it does, else 503.
+    def __init__(
+        self, address: str, registry: CollectorRegistry, serving: Callable[[], bool], unwritable: Callable[[], str]
+    ) -> None:
+        """`serving`: whether the server answers calls, for `/healthz`: 200 when it does, else 503. `unwritable`: why it
+        stores nothing, which `/healthz` says too, and no reason to restart it; empty when it does.
 
         Raises FailedPreconditionError (ADDRESS) when the port is taken, or the address is not this machine's."""
         host, port = split_address(address)
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
             kind: Any = type("Server", (ThreadingWSGIServer,), {"address_family": family})
-            self._server: WSGIServer = make_server(host, port, _app(registry, serving), kind, handler_class=_Quiet)
+            self._server: WSGIServer = make_server(
+                host, port, _app(registry, serving, unwritable), kind, handler_class=_Quiet
+            )
         except OSError as error:
             raise FailedPreconditionError(
                 f"cannot serve metrics on {address}: {error.strerror or error}; choose another metrics.address "
@@ -59,7 +64,7 @@ class _Quiet(WSGIRequestHandler):
         del format, arguments
 
 
-def _app(registry: CollectorRegistry, serving: Callable[[], bool]) -> Any:
+def _app(registry: CollectorRegistry, serving: Callable[[], bool], unwritable: Callable[[], str]) -> Any:
     metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
 
     def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -70,6 +75,8 @@ def _app(registry: CollectorRegistry, serving: Callable[[], bool]) -> Any:
             return [b"there are /metrics and /healthz\n"]
         good = serving()
         start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", "text/plain")])
-        return [b"SERVING\n" if good else b"NOT_SERVING\n"]
+        reason = unwritable()
+        said = f"nothing can be stored: {reason}\n" if reason else ""
+        return [b"SERVING\n" if good else b"NOT_SERVING\n", said.encode()]
 
     return answer

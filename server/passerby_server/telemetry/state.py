@@ -47,6 +47,11 @@ class State(Collector):
         loaded = self._runtime.newest
         return loaded is not None and loaded.encoder.batcher.healthy and not self._runtime.draining.is_set()
 
+    def unwritable(self) -> str:
+        """Why nothing can be stored, as far as is known: a reason, or nothing."""
+        loaded = self._runtime.newest
+        return "" if loaded is None else loaded.galleries.unwritable
+
     def collect(self) -> Iterator[Metric]:
         """Every family each time, without samples where there is nothing to say yet."""
         loaded = self._runtime.newest
@@ -56,7 +61,7 @@ class State(Collector):
         yield _gauge("passerby_streams_in_progress", "Streams among them.", self._guard.streams)
         yield from self._queue(loaded)
         yield from _model(loaded)
-        yield from self._disk()
+        yield from self._disk(loaded)
         ends = [] if self._certificates is None else [self._certificates.expire_time.timestamp()]
         name = "passerby_certificate_expiry_timestamp_seconds"
         yield _gauge(name, "When the certificate in use ends, since 1970; absent without TLS.", *ends)
@@ -68,7 +73,7 @@ class State(Collector):
         yield _gauge("passerby_queue_snippets", "Snippets being decoded, waiting or computing.", waiting)
         yield _gauge("passerby_queue_limit_snippets", "Snippets beyond which calls are refused.", limit)
 
-    def _disk(self) -> Iterator[Metric]:
+    def _disk(self, loaded: Loaded | None) -> Iterator[Metric]:
         try:
             usage = shutil.disk_usage(self._runtime.config.data)
         except FileNotFoundError:  # before the folder is made
@@ -79,6 +84,8 @@ class State(Collector):
         )
         yield _gauge(*free, *([] if usage is None else [usage.free]))
         yield _gauge(*size, *([] if usage is None else [usage.total]))
+        about = "1 while the data can be written, 0 since a write, or the look once a sweep, found that it cannot."
+        yield _gauge("passerby_data_writable", about, *([] if loaded is None else [not self.unwritable()]))
 
     def _galleries(self, loaded: Loaded | None) -> Iterator[Metric]:
         figures = () if loaded is None else self._fresh(loaded.galleries)

@@ -25,6 +25,8 @@ class Watched(Collector, Protocol):
 
     def serving(self) -> bool: ...
 
+    def unwritable(self) -> str: ...
+
 
 class Telemetry:
     """The `Observer` of all calls of one server."""
@@ -45,7 +47,9 @@ class Telemetry:
         self.metrics.registry.register(state)
         if not address:
             return 0
-        return self._closing.enter_context(Endpoint(address, self.metrics.registry, state.serving)).port
+        return self._closing.enter_context(
+            Endpoint(address, self.metrics.registry, state.serving, state.unwritable)
+        ).port
 
     def close(self) -> None:
         """Stops serving metrics, and sends the last spans. May be repeated."""

@@ -167,6 +167,16 @@ def test_probes_without_grpc_see_the_same_health(watched: LiveServer) -> None:
     assert value(samples(watched), "passerby_serving") == 0
 
 
+def test_a_data_folder_that_cannot_be_written_is_said_and_no_reason_to_restart(
+    watched: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, store = watched.server.metrics_port, vars(watched.server.runtime.loaded.galleries)["_store"]
+    assert value(samples(watched), "passerby_data_writable") == 1
+    monkeypatch.setattr(store.disk, "reason", "STORE_NOT_WRITABLE")
+    assert health(port) == (200, b"SERVING\nnothing can be stored: STORE_NOT_WRITABLE\n")
+    assert value(samples(watched), "passerby_data_writable") == 0
+
+
 def test_a_taken_port_is_an_error(bundle: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
