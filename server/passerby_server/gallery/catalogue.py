@@ -12,6 +12,7 @@ from passerby.names import check_gallery_id, gallery_name
 from passerby_server.gallery import kinds, ledger, paging, rows, validate
 from passerby_server.gallery.erasure import Erasing
 from passerby_server.gallery.ledger import Outcome, Request
+from passerby_server.gallery.live import LiveIndex
 from passerby_server.gallery.maintenance import Maintaining
 from passerby_server.gallery.rows import GalleryRow
 from passerby_server.gallery.types import (
@@ -159,17 +160,19 @@ class Cataloguing(Erasing, Maintaining):
             ledger.record(connection, "DeleteGallery", gallery_id, tracklets=count)
             return _Deleted(count, gallery.key, followers)
 
-        dropped: list[str] = []
+        retired: list[LiveIndex] = []
 
         def publish(deleted: _Deleted) -> None:
             if deleted.key is not None and (live := self._live.pop(deleted.key, None)):
-                dropped.extend(path.name for path in live.retire())
+                live.retire()
+                retired.append(live)
 
         deleted = self._store.write(change, publish, scrub=True)
         files = {path.name for path in self._store.files}
         if deleted.count:  # also for a repetition: the first attempt may have failed at this
             files |= {path.name for path in self._store.rewrite()}
-        return Erasure(deleted.count, self._receipt_of((), "", [*files, *dropped], deleted.followers))
+        files |= {path.name for live in retired for path in live.erased()}
+        return Erasure(deleted.count, self._receipt_of((), "", files, deleted.followers))
 
     def stats(self, gallery_id: str) -> GalleryStats:
         with self._store.read() as connection:

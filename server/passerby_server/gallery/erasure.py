@@ -8,13 +8,14 @@ the rewrite delay for single tracklets and for retention, so that many deletions
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from passerby.errors import DataLossError, InvalidArgumentError
+from passerby.errors import DataLossError, InvalidArgumentError, UnavailableError
 from passerby.names import tracklet_name
 
 from passerby_server.gallery import clock, ledger, rows, sealing
@@ -63,7 +64,8 @@ class Erasing(Home):
             return erased
 
         erased = self._store.write(change, lambda erased: self._follow(erased.ids), scrub=True)
-        return None if erased.repeated else self._receipt(erased, subject, self._erase_files(erased))
+        files = self._erase_files(erased)
+        return None if erased.repeated else self._receipt(erased, subject, files)
 
     def erase_identity(self, gallery_id: str, identity_id: str, *, force: bool, request_id: str = "") -> Erasure:
         if not identity_id:
@@ -96,8 +98,8 @@ class Erasing(Home):
             return erased
 
         erased = self._store.write(change, lambda erased: self._follow(erased.ids), scrub=True)
-        # Also for a repetition: the first attempt may have failed at this.
-        rewritten = {*self._erase_files(erased), *(path.name for path in self._store.rewrite())}
+        # Also for a repetition, as below.
+        rewritten = {*(path.name for path in self._store.rewrite()), *self._erase_files(erased)}
         subject = ledger.pseudonym(self._audit_key, "identity", "", identity_id)
         return Erasure(erased.count, self._receipt(erased, subject, rewritten))
 
@@ -186,7 +188,8 @@ class Erasing(Home):
             if not _expired(connection, gallery.key, rule, 1):
                 return 0
         erased = self._store.write(change, lambda erased: self._follow(erased.ids), scrub=True)
-        self._erase_files(erased)
+        with contextlib.suppress(UnavailableError):  # logged, and tried again
+            self._erase_files(erased)
         return erased.count
 
     def _forget_identity(self, connection: sqlite3.Connection, gallery: GalleryRow, identity_id: str) -> _Erased:
@@ -235,9 +238,14 @@ class Erasing(Home):
         connection.execute("INSERT OR IGNORE INTO upkeep (name, value) VALUES ('rewrite_due', ?)", (due,))
 
     def _erase_files(self, erased: _Erased) -> list[str]:
-        """Has the indexes' own files rewritten; those and the store's, relative to the data folder."""
-        folder = self._store.path.parent
-        touched = [self._live[key] for key in {key for key, _ in erased.ids} if key in self._live]
+        """Has the indexes' own files rewritten; those and the store's, relative to the data folder.
+
+        A repetition takes what is left anywhere: the first attempt may have failed at this.
+        """
+        folder, keys = self._store.path.parent, {key for key, _ in erased.ids}
+        touched = [
+            live for key, live in list(self._live.items()) if key in keys or (erased.repeated and live.holds_erased)
+        ]
         paths = [path.relative_to(folder).as_posix() for live in touched for path in live.erased()]
         return [*(path.name for path in self._store.files), *paths]
 

@@ -91,21 +91,33 @@ class LiveIndex:
             self._fail()
 
     def erased(self) -> list[Path]:
-        """Takes what was erased out of the files derived from this gallery; which files those were."""
-        if self._shelf is None:
-            return []
-        self._shelf.drop()
-        return self._shelf.dropped()
+        """Takes what was erased out of the files derived from this gallery; which files those were.
 
-    def retire(self) -> list[Path]:
-        """Takes the files derived from this gallery away for good, for it is deleted; which files those were.
-
-        The background thread may be at it still, and what it builds must not come to the disk again.
+        Raises UnavailableError (REWRITE_BLOCKED) when one cannot be deleted; it is tried again in the background.
         """
         if self._shelf is None:
             return []
-        self._shelf.retire()
+        self._shelf.drop()
+        if self._shelf.left:
+            raise UnavailableError(
+                "what was deleted is gone from the galleries, but a snapshot of their index cannot be deleted: it is tried "
+                "again; check the permissions of the data folder and the disk",
+                reason="REWRITE_BLOCKED",
+            )
         return self._shelf.dropped()
+
+    @property
+    def holds_erased(self) -> bool:
+        """Whether a file derived from this gallery still holds what was erased."""
+        return self._shelf is not None and self._shelf.left
+
+    def retire(self) -> None:
+        """Takes the files derived from this gallery away for good, for it is deleted; `erased` says which. Never raises.
+
+        The background thread may be at it still, and what it builds must not come to the disk again.
+        """
+        if self._shelf is not None:
+            self._shelf.retire()
 
     def rebuild(self, connection: sqlite3.Connection, stop: threading.Event) -> None:
         """Fills a fresh index from the store, while no write is under way, and puts it in place.
@@ -148,6 +160,8 @@ class LiveIndex:
     def save(self, store: Store, stop: threading.Event, *, closing: bool = False) -> None:
         """Writes a snapshot if one is due, or lacks when `closing`. Writes wait while the index is copied in memory, not while it is written."""
         index = self.index
+        if self.holds_erased and self._shelf is not None:
+            self._shelf.drop()
         if self._shelf is None or self.stale or self.kind != self._kind_for(len(index)):
             return  # one that only bridges the time until the wanted one is built is not worth it
         if isinstance(index, ApproximateIndex):

@@ -41,16 +41,28 @@ class Shelf:
         self._removals = 0
         self._retired = False
         self._dropped: list[Path] = []
+        self.left = False
+        """Whether a snapshot lies there that could not be deleted."""
         self._saved: tuple[IndexKind, int] | None = None
         """Kind and size of the snapshot that lies there."""
         self._due = -INTERVAL
 
     def drop(self) -> None:
-        """Deletes the snapshot, also one that is being written: something in it was erased."""
+        """Deletes the snapshot, also one that is being written: something in it was erased. Sets `left` if it cannot."""
         with self._lock:
             self._removals += 1
             self._saved = None
-            self._dropped += drop_snapshots(self._folder, self._gallery_key)
+            try:
+                self._dropped += drop_snapshots(self._folder, self._gallery_key)
+                self.left = False
+            except OSError as error:
+                if not self.left:
+                    logger.error(  # noqa: TRY400
+                        "the snapshot of gallery %d holds what was erased, and cannot be deleted (%s): it is tried again",
+                        self._gallery_key,
+                        error.strerror,
+                    )
+                self.left = True
 
     def retire(self) -> None:
         """Deletes the snapshot for good, for its gallery is deleted: an index that is still being built writes none."""

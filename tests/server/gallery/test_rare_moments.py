@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from passerby.errors import UnavailableError
 from passerby_server.gallery import approximate, building, kinds, rows, shelf
 from passerby_server.gallery.embedded import EmbeddedGalleries
 from passerby_server.gallery.live import LiveIndex
@@ -183,3 +184,45 @@ def test_one_damaged_gallery_keeps_no_retention_from_the_others(open_, tmp_path,
     assert galleries.apply_retention() == 1
     assert "gallery 1 is damaged: its retention is not applied" in caplog.text
     assert [galleries.stats(name).tracklet_count for name in "gh"] == [1, 0]
+
+
+@pytest.mark.parametrize("how", ["delete", "erase", "retention", "gallery"])
+def test_a_snapshot_that_cannot_be_deleted_is_told_of_and_goes_later(open_, tmp_path, monkeypatch, caplog, how):
+    """What a folder that became read-only does: the database is open and takes the delete, its files stay."""
+    galleries, vectors = open_("int8"), clustered(60)
+    put_all(galleries, vectors)
+    galleries.maintain()
+    (snapshot,) = (tmp_path / "data").glob("index-*")
+    before = snapshot.read_bytes()
+    name = "00000000-0000-4000-8000-000000000001"
+    work = {
+        "delete": lambda: galleries.delete_tracklet("g", "t7", request_id=name),
+        "erase": lambda: galleries.erase_identity("g", "p0", force=True, request_id=name),
+        "gallery": lambda: galleries.delete_gallery("g", force=True, request_id=name),
+        "retention": galleries.apply_retention,
+    }[how]
+
+    def drop_snapshots(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shelf, "drop_snapshots", drop_snapshots)
+        if how == "retention":
+            galleries.set_retention("g", [RetentionRule("", timedelta(microseconds=1))])
+            assert work() == 60
+        for _ in range({"retention": 0, "gallery": 1}.get(how, 2)):  # the second time as a repetition
+            with pytest.raises(UnavailableError) as caught:
+                work()
+            assert caught.value.reason == "REWRITE_BLOCKED"
+    assert caplog.text.count("cannot be deleted (Permission denied)") == 1
+    assert snapshot.exists()
+    if how == "gallery":  # nobody looks after it until the next start
+        assert galleries.list_galleries(9).items == ()
+        galleries._prepare_snapshots()
+        assert not snapshot.exists()
+        return
+    assert "t7" not in ids(galleries.search("g", ask(vectors[7], 60, "f")))
+    galleries.maintain()
+    assert before not in [path.read_bytes() for path in (tmp_path / "data").glob("index-*")]
+    if how != "retention":
+        work()
