@@ -23,6 +23,7 @@ from passerby.errors import FailedPreconditionError, UnavailableError
 from passerby_server.gallery import schema, sealing, wal
 from passerby_server.gallery.disk import Watch, translated, translated_errors
 from passerby_server.gallery.files import discard
+from passerby_server.gallery.readahead import read_ahead
 
 T = TypeVar("T")
 
@@ -106,7 +107,9 @@ class Store:
             undo.callback(self._lock.release)
             # Of a restore that was killed: it blocks nothing, but what is in it must not outlast an erasure.
             discard(folder / f"{DATABASE_NAME}{RESTORING_SUFFIX}")
-            _make_private(self.path)
+            # Open as long as the database is: closing it earlier would take SQLite's locks away.
+            self._file = _make_private(self.path)
+            undo.callback(os.close, self._file)
             with translated_errors(folder):
                 self._writer = self._connect()
                 undo.callback(self._writer.close)
@@ -212,6 +215,7 @@ class Store:
                 reader.close()
             self._readers.clear()
             self._writer.close()
+            os.close(self._file)
             self._lock.release()
 
     def _connect(self) -> sqlite3.Connection:
@@ -224,7 +228,8 @@ class Store:
     def _prepare(self) -> None:
         commits = wal.commits(self._log)
         self._writer.execute("PRAGMA journal_mode = WAL")
-        sealing.verify(self._writer, self.path)
+        with read_ahead(self._file):
+            sealing.verify(self._writer, self.path)
         _, read, _ = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if lost := wal.lost(commits, read):
             logger.error(
@@ -345,16 +350,16 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _make_private(database: Path) -> None:
-    """Makes the database, if absent, for its owner alone; SQLite gives its log the same mode.
+def _make_private(database: Path) -> int:
+    """Makes the database, if absent, for its owner alone, and opens it; SQLite gives its log the same mode.
 
     The folder's mode does not do: a folder that was there before, such as a mounted volume, may be open to others.
     """
     try:
-        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         for path in (database, *(database.with_name(database.name + suffix) for suffix in ("-wal", "-shm"))):
             if path.exists() and path.stat().st_mode & 0o077:
                 path.chmod(0o600)
+        return os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise FailedPreconditionError(
             f"cannot keep {database} to its owner alone: {error.strerror}; check who owns the data folder",
