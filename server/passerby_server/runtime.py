@@ -116,7 +116,8 @@ class Runtime:
                 open_galleries, config.data, rewrite_delay=rewrite_delay, index=config.index, stop=stop
             )
             self._stack.callback(galleries.close)
-            upkeep = Upkeep(galleries, config.upkeep.sweep_seconds)
+            keep = timedelta(days=config.upkeep.audit_days) or None
+            upkeep = Upkeep(galleries, config.upkeep.sweep_seconds, keep)
             self._stack.push_async_callback(asyncio.to_thread, upkeep.close)
             self._generation = Generation(_loaded(model, galleries, upkeep), closing.pop_all())
         return self._generation.loaded

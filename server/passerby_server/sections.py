@@ -253,6 +253,13 @@ class Upkeep(Section):
         description="How long the slack of the database file may hold pieces of a deleted tracklet before the whole file "
         "is written anew, which deletions in that time share. EraseIdentity does not wait.",
     )
+    audit_days: float = Field(
+        365.0,
+        ge=0,
+        le=36_500,
+        description="What a gallery's audit says of tracklets that retention erased is deleted, and counted, when it is older "
+        "than this; 0 keeps it. All else that is in the audit stays.",
+    )
 
 
 class Metrics(Section):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from datetime import timedelta
 
 from passerby.errors import ResourceExhaustedError, UnavailableError
 
@@ -17,13 +19,20 @@ from passerby_server.logs import event
 
 log = logging.getLogger(__name__)
 
+DAY_SECONDS = 86_400.0
+
 
 class Upkeep:
-    """Sweeps the galleries every `seconds`, first at once. A failed sweep is logged and tried again with the next."""
+    """Sweeps the galleries every `seconds`, first at once. A failed sweep is logged and tried again with the next.
 
-    def __init__(self, galleries: Galleries, seconds: float) -> None:
+    `audit_keep` is for what their audit says of tracklets that retention erased, looked for once a day; None keeps it.
+    """
+
+    def __init__(self, galleries: Galleries, seconds: float, audit_keep: timedelta | None = None) -> None:
         self._galleries = galleries
         self._seconds = seconds
+        self._audit_keep = audit_keep
+        self._audit_due = -DAY_SECONDS
         self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="passerby-upkeep", daemon=True)
@@ -45,11 +54,20 @@ class Upkeep:
             self._wake.wait(self._seconds)
             self._wake.clear()
 
+    def _expire_audit(self) -> None:
+        now = time.monotonic()
+        if self._audit_keep is None or now < self._audit_due:
+            return
+        if expired := self._galleries.expire_audit(self._audit_keep):
+            event(log, logging.INFO, "old entries of the galleries' audit were deleted", count=expired)
+        self._audit_due = now + DAY_SECONDS
+
     def _sweep(self) -> None:
         try:
             self._galleries.check_disk()
             if erased := self._galleries.apply_retention():
                 event(log, logging.INFO, "retention erased tracklets", count=erased)
+            self._expire_audit()
             if self._galleries.rewrite_if_due():
                 event(log, logging.INFO, "the files of the galleries were written anew after deletions")
         except (UnavailableError, ResourceExhaustedError) as error:

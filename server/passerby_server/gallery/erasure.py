@@ -13,7 +13,8 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from passerby.errors import DataLossError, InvalidArgumentError, UnavailableError
 from passerby.names import tracklet_name
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 ALL_GALLERIES = "-"
 RETENTION_BATCH = 500
 """Tracklets of one transaction of the retention, so that no other write waits long."""
+AUDIT_BATCH = 5000
+"""Audit entries of one transaction that expire."""
 _AGE = "min(coalesce(end_time, create_time), create_time)"
 _Part = tuple[GalleryRow, list[tuple[int, str]]]
 """Tracklets of one gallery: vector id and tracklet id of each."""
@@ -154,6 +157,17 @@ class Erasing(Home):
                 logger.error("gallery %d is damaged: its retention is not applied, that of others is", gallery.key)  # noqa: TRY400
         return count
 
+    def expire_audit(self, keep: timedelta) -> int:
+        oldest = rows.from_microseconds(rows.now()) - keep
+        before = rows.to_microseconds(oldest.replace(hour=0, minute=0, second=0, microsecond=0)) or 0
+        count, numbers = 0, [0]
+        while True:
+            with self._store.read() as connection:
+                numbers = ledger.find_expirable(connection, before, numbers[-1], AUDIT_BATCH)
+            if not numbers:
+                return count
+            count += self._store.write(partial(ledger.expire_entries, numbers=numbers, before=before))
+
     def rewrite_if_due(self) -> bool:
         now = rows.now()
         with self._store.read() as connection:
@@ -174,7 +188,7 @@ class Erasing(Home):
             (now,) = rows.find_galleries(
                 connection, "gallery_key = ?", gallery.key
             )  # replaced since, it has another name
-            erased = self._forget(connection, _with_twins(connection, now, found))
+            erased = self._forget(connection, _with_twins(connection, now, found), told=ledger.BY_RETENTION)
             ledger.record(
                 connection,
                 "ApplyRetention",
@@ -215,10 +229,13 @@ class Erasing(Home):
         self._mark_due(connection)  # also without a tracklet: it was named in the audit, perhaps
         return erased
 
-    def _forget(self, connection: sqlite3.Connection, parts: Sequence[_Part], identity_id: str = "") -> _Erased:
+    def _forget(
+        self, connection: sqlite3.Connection, parts: Sequence[_Part], identity_id: str = "", told: str = ""
+    ) -> _Erased:
         """Deletes tracklets with all that hangs on them. `parts` are of one gallery, and of those that follow it.
 
-        `identity_id` says whom they show, where they are all that the galleries hold of somebody.
+        `identity_id` says whom they show, where they are all that the galleries hold of somebody; `told` is what the audit
+        is to say of each.
         """
         self._mark_due(connection)
         ids: list[tuple[int, int]] = []
@@ -228,7 +245,7 @@ class Erasing(Home):
             connection.executemany(
                 "DELETE FROM tracklets WHERE vector_id = ?", [(vector_id,) for vector_id, _ in found]
             )
-            ledger.forget_tracklets(connection, self._audit_key, gallery_id, [name for _, name in found])
+            ledger.forget_tracklets(connection, self._audit_key, gallery_id, [name for _, name in found], told)
             ids += [(one.key, vector_id) for vector_id, _ in found]
             names += [tracklet_name(gallery_id, name) for _, name in found]
         return _Erased(tuple(ids), tuple(names), len(ids), left_in=_left_in(connection, parts[0], identity_id))

@@ -7,7 +7,9 @@ gallery of the same name be made, a retry from before counts as new there.
 
 The audit outlives what it tells of. Once a tracklet or an identity is erased, a keyed digest (HMAC-SHA-256 under a
 secret of the store) stands for its name: whoever knows the name can find what was done to it (`entries`), nobody can
-read the name out of the audit.
+read the name out of the audit. What retention erased is the mass of it, and was nobody's decision: entries about that
+expire (`expire_entries`), and one that stays says how many did. All others are kept for good: a restore and a reindex
+ask them who was erased.
 """
 
 from __future__ import annotations
@@ -31,6 +33,15 @@ REQUEST_LIFETIME_DAYS = 7
 """Far longer than any client retries; a bulk run that is resumed later has its journal."""
 FORGOTTEN_PER_WRITE = 2
 """Expired request ids that a write with an id takes along: more than it adds, so that they never gather."""
+
+BY_RETENTION = json.dumps({"erased_by": "ApplyRetention"})
+"""Detail of all entries about a tracklet that retention erased."""
+_EXPIRED = "ExpireAudit"
+# Whoever follows a gallery asks its audit what must not come back.
+_EXPIRABLE = (
+    "time < :before AND detail = :detail AND gallery_id NOT IN (SELECT followed.gallery_id FROM galleries AS own "
+    "JOIN galleries AS followed ON followed.gallery_key = own.follows)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +174,14 @@ def record(
     )
 
 
-def forget_tracklets(connection: sqlite3.Connection, key: bytes, gallery_id: str, tracklet_ids: Iterable[str]) -> None:
-    """Takes the names of erased tracklets, and what the details say of them, out of the audit."""
+def forget_tracklets(
+    connection: sqlite3.Connection, key: bytes, gallery_id: str, tracklet_ids: Iterable[str], detail: str = ""
+) -> None:
+    """Takes the names of erased tracklets, and what the details say of them, out of the audit; `detail` stands there
+    instead."""
     connection.executemany(
-        "UPDATE audit SET tracklet_id = ?, detail = '' WHERE gallery_id = ? AND tracklet_id = ?",
-        [(pseudonym(key, "tracklet", gallery_id, name), gallery_id, name) for name in tracklet_ids],
+        "UPDATE audit SET tracklet_id = ?, detail = ? WHERE gallery_id = ? AND tracklet_id = ?",
+        [(pseudonym(key, "tracklet", gallery_id, name), detail, gallery_id, name) for name in tracklet_ids],
     )
 
 
@@ -196,9 +210,46 @@ def forget_gallery(connection: sqlite3.Connection, key: bytes, gallery_id: str) 
     ).fetchall()
     forget_tracklets(connection, key, gallery_id, [name for (name,) in names])
     connection.execute(
-        "UPDATE audit SET detail = '' WHERE gallery_id = ? AND detail <> '' AND action <> 'EraseIdentity'",
-        (gallery_id,),
+        "UPDATE audit SET detail = '' WHERE gallery_id = ? AND detail NOT IN ('', ?) AND action NOT IN ('EraseIdentity', ?)",
+        (gallery_id, BY_RETENTION, _EXPIRED),
     )
+
+
+def find_expirable(connection: sqlite3.Connection, before: int, after: int, limit: int) -> list[int]:
+    """Numbers, beyond `after`, of up to `limit` entries from before a time that may expire: those about tracklets that
+    retention erased, and not of a gallery that is followed."""
+    found = connection.execute(
+        f"SELECT audit_id FROM audit WHERE audit_id > :after AND {_EXPIRABLE} ORDER BY audit_id LIMIT :limit",  # noqa: S608
+        {"before": before, "detail": BY_RETENTION, "after": after, "limit": limit},
+    )
+    return [number for (number,) in found]
+
+
+def expire_entries(connection: sqlite3.Connection, numbers: Iterable[int], before: int) -> int:
+    """Deletes those of the entries that may expire still, and counts them in an entry of their gallery; how many."""
+    which = f"audit_id IN (SELECT value FROM json_each(:numbers)) AND {_EXPIRABLE}"  # noqa: S608
+    values = {"numbers": json.dumps(list(numbers)), "before": before, "detail": BY_RETENTION}
+    statement = f"SELECT gallery_id, count(*) FROM audit WHERE {which} GROUP BY gallery_id"  # noqa: S608
+    counts = connection.execute(statement, values).fetchall()
+    connection.execute(f"DELETE FROM audit WHERE {which}", values)  # noqa: S608
+    for gallery_id, count in counts:
+        _count_expired(connection, gallery_id, count, before)
+    return sum(count for _, count in counts)
+
+
+def _count_expired(connection: sqlite3.Connection, gallery_id: str, count: int, before: int) -> None:
+    """Each gallery name has one such entry, as old as the first time."""
+    row = connection.execute(
+        f"SELECT {sealing.selected('audit')} FROM audit WHERE gallery_id = ? AND tracklet_id = '' AND action = ?",  # noqa: S608
+        (gallery_id, _EXPIRED),
+    ).fetchone()
+    day = f"{from_microseconds(before):%Y-%m-%d}"
+    if row is None:
+        record(connection, _EXPIRED, gallery_id, entries=count, before=day)
+        return
+    number, *_, detail = sealing.opened(row, f"audit entry {row[0]} of gallery {gallery_id}")
+    told = json.dumps({"entries": json.loads(detail)["entries"] + count, "before": day})
+    connection.execute("UPDATE audit SET detail = ? WHERE audit_id = ?", (told, number))
 
 
 def entries(

@@ -383,6 +383,11 @@ class Galleries(Protocol):
         """Erases what is older than its rule allows; how many tracklets."""
         ...
 
+    def expire_audit(self, keep: timedelta) -> int:
+        """Deletes what the audit says of tracklets that retention erased, where it is older than `keep` (whole days); how
+        many entries. An entry `ExpireAudit` of each gallery counts them."""
+        ...
+
     def rewrite_if_due(self) -> bool:
         """Writes the files anew when slack space has held deleted content for long enough; whether it did."""
         ...
