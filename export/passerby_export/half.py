@@ -14,7 +14,7 @@ of what runs between the layers, which a GPU does not. `rounded` puts it in, so 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
         fed = [typed.fed(name, kind) for name in node.input]
         nodes += [*typed.taken_casts(), _renamed(node, fed, list(node.output))]
         typed.note(node, kind)
-    return _finished(half, nodes, [*graph.initializer, *typed.constants])
+    return _finished(half, nodes, [*graph.initializer, *typed.constants], typed.kinds)
 
 
 def rounded(half: onnx.ModelProto) -> onnx.ModelProto:
@@ -79,7 +79,7 @@ def rounded(half: onnx.ModelProto) -> onnx.ModelProto:
         else tensor
         for tensor in half.graph.initializer
     ]
-    return _finished(plain, nodes, widened)
+    return _finished(plain, nodes, widened, {name: _FLOAT for name, kind in types.items() if kind == _HALF})
 
 
 def open_rounded(path: Path) -> Backend:
@@ -100,7 +100,7 @@ class _Typed:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._floats = {name for name, kind in _types(model).items() if kind == _FLOAT}
         self._values = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._kinds: dict[str, int] = {}
+        self.kinds: dict[str, int] = {}
         self._converted: set[str] = set()
         self._casts: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -109,12 +109,12 @@ class _Typed:
         """In which type the node is to be computed."""
         if node.op_type in _KEPT_OPERATORS or any(scope in f"/{node.name}" for scope in _KEPT_SCOPES):
             return _FLOAT
-        follows = any(self._kinds.get(name) == _HALF for name in node.input)
+        follows = any(self.kinds.get(name) == _HALF for name in node.input)
         return _HALF if node.op_type in _PRODUCTS or follows else _FLOAT
 
     def fed(self, name: str, kind: int) -> str:
         """What a node of type `kind` takes for the value `name`: that, or its conversion, which is made once."""
-        if name not in self._floats or self._kinds.get(name, _FLOAT) == kind:
+        if name not in self._floats or self.kinds.get(name, _FLOAT) == kind:
             return name
         converted = f"{name}/{'fp16' if kind == _HALF else 'fp32'}"
         if converted not in self._converted:
@@ -127,7 +127,7 @@ class _Typed:
 
     def note(self, node: onnx.NodeProto, kind: int) -> None:
         """The node's results are of type `kind`, as far as they are numbers with a fraction."""
-        self._kinds.update({name: kind for name in node.output if name in self._floats})
+        self.kinds.update({name: kind for name in node.output if name in self._floats})
 
     def taken_casts(self) -> Iterator[onnx.NodeProto]:
         """Conversions that have to come before the next node."""
@@ -163,13 +163,18 @@ def _renamed(node: onnx.NodeProto, inputs: list[str], outputs: list[str]) -> onn
 
 
 def _finished(
-    model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], kinds: Mapping[str, int]
 ) -> onnx.ModelProto:
-    """`model` with these nodes, and those of the constants that they use; checked."""
+    """`model` with these nodes, and those of the constants that they use; checked. `kinds`: new types of its values."""
     graph = model.graph
     used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in constants if tensor.name in used]
+    made = {name for node in nodes for name in node.output}
+    known = [value for value in graph.value_info if value.name in made]
+    for value in known:
+        value.type.tensor_type.elem_type = kinds.get(value.name, value.type.tensor_type.elem_type)
     del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.value_info.extend(known)
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
     onnx.checker.check_model(model)

@@ -13,7 +13,7 @@ from passerby.errors import FailedPreconditionError
 from passerby_export import export as stage
 from passerby_export.export import Options
 from passerby_export.half import open_rounded, rounded, to_half
-from passerby_export.inspection import not_in_tensorrt
+from passerby_export.inspection import inspect_encoder, not_in_tensorrt
 from passerby_export.onnx_export import add_cost_volumes, check_graph
 from passerby_export.parity import LIMITS, ROUNDED, Trial, compare
 from passerby_export.samples import sample_snippets
@@ -78,6 +78,19 @@ def test_inputs_and_outputs_stay_as_they_are(network: Network, half: onnx.ModelP
     ]
     assert ports[0] == ports[1]
     assert len(ports[0]) == 4
+
+
+def test_sizes_of_the_correlation_are_told_by_the_batch(
+    network: Network, half: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """As `passerby export inspect` shows it for float32."""
+    reports = []
+    for number, model in enumerate((network.graph, half)):
+        onnx.save(model, tmp_path / f"{number}.onnx")
+        reports.append(inspect_encoder(tmp_path / f"{number}.onnx"))
+    assert reports[1].correlation == reports[0].correlation
+    assert any("batch" in str(port.shape[0]) for _, port in reports[1].correlation)
+    assert reports[1].weights["float16"] > 10 * reports[1].weights["float32"]
 
 
 def test_weights_take_half_the_room(network: Network, half: onnx.ModelProto) -> None:

@@ -448,6 +448,20 @@ def test_the_standby_stays_where_the_other_fails(
     assert "no room on the GPU" in caplog.text
 
 
+def test_an_engine_of_another_encoder_is_not_run(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    active: list[bool] = []
+    runner = SimpleNamespace(
+        engine=EngineOfThree(), activate=lambda: active.append(True), deactivate=lambda: active.append(False)
+    )
+    monkeypatch.setattr("polygraphy.backend.trt.TrtRunner", lambda _engine: runner)
+    key = engine_key(FILES, bundle.manifest.input, (H200,), "11.4.0")
+    assert TensorRtBackend(b"plan", key, manifest=bundle.manifest).spec.descriptor_dim == 8
+    other = bundle.manifest.model_copy(update={"descriptor_dim": 16})
+    with pytest.raises(FailedPreconditionError, match=r"\(batch, 8\) should be descriptor float32 \(batch, 16\)"):
+        TensorRtBackend(b"plan", key, manifest=other)
+    assert active == [True, True, False]  # its memory is given back
+
+
 @pytest.mark.parametrize("precision", ["fp32", "w8"])
 def test_tensorrts_tools_take_what_they_are_given(bundle: Bundle, tmp_path: Path, precision: str) -> None:
     """Its own Python tool is pure Python, checks names of arguments, and asks for TensorRT as the last step."""
