@@ -252,7 +252,7 @@ class ApproximateIndex:
             selector: Any = faiss.IDSelectorRange
             return [options] if parts < 2 else [{"sel": selector(*ids)} for ids in between]
         share = options["nprobe"] / self._inverted.nlist
-        parts = min(most, int(share * rows * self._core.code_size) // MIN_PART_BYTES)
+        parts = min(most, options["nprobe"], int(share * rows * self._core.code_size) // MIN_PART_BYTES)
         if parts < 2:
             return [options]
         probed = faiss.downcast_index(self._inverted.quantizer).search(vector, options["nprobe"])[1][0]

@@ -53,6 +53,7 @@ class LiveIndex:
         self._pool = pool
         self._wanted = wanted
         self._impossible: IndexKind | None = None
+        self._retired = False
         self._removed: list[NDArray[np.int64]] | None = None
         """What was removed while another index is being built; None when none is."""
         self.index: Index = self._empty()
@@ -116,6 +117,7 @@ class LiveIndex:
 
         The background thread may be at it still, and what it builds must not come to the disk again.
         """
+        self._retired = True
         if self._shelf is not None:
             self._shelf.retire()
 
@@ -188,6 +190,8 @@ class LiveIndex:
         except UnavailableError:  # for a moment: another time it can be built
             raise
         except Exception:  # FAISS raises RuntimeError; whatever it is, the next try would not fare better
+            if self._retired or self._next_kind() != kind:  # what it was for was deleted meanwhile
+                return False
             logger.exception(
                 "gallery %d stays with its %s index: %s cannot be built", self._gallery_key, self.kind, kind
             )

@@ -8,10 +8,12 @@ import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 from passerby.errors import UnavailableError
 from passerby_server.gallery import approximate, building, kinds, rows, shelf
 from passerby_server.gallery.embedded import EmbeddedGalleries
+from passerby_server.gallery.index import search_pool
 from passerby_server.gallery.live import LiveIndex
 from passerby_server.gallery.store import Store
 from passerby_server.gallery.types import (
@@ -24,7 +26,7 @@ from passerby_server.gallery.types import (
 )
 
 from tests.server.gallery.filling import START, ask, ids
-from tests.server.gallery.test_index_kinds import WIDTH, clustered, put_all
+from tests.server.gallery.test_index_kinds import WIDTH, clustered, filled, put_all, stored_from
 
 
 @pytest.fixture
@@ -226,3 +228,44 @@ def test_a_snapshot_that_cannot_be_deleted_is_told_of_and_goes_later(open_, tmp_
     assert before not in [path.read_bytes() for path in (tmp_path / "data").glob("index-*")]
     if how != "retention":
         work()
+
+
+@pytest.mark.parametrize("text", ["IVF14,SQ8", "IVF14_HNSW8,SQ8"])
+@pytest.mark.parametrize("probed", [1, 2, 3, 14])
+def test_fewer_lists_than_threads(text, probed, monkeypatch):
+    """Few large lists on a machine with many processors: each thread needs a list of its own."""
+    monkeypatch.setattr(approximate, "MIN_PART_BYTES", 1)
+    monkeypatch.setattr(approximate, "SCAN_ROWS", 5)
+    vectors = dict(enumerate(clustered(600)))
+    alone, together = (filled(text, "squared_euclidean", vectors) for _ in range(2))
+    with search_pool(4) as pool:
+        together.share(pool)
+        alone.effort = together.effort = probed
+        for query in clustered(20, seed=1):
+            expected = alone.search(query, 10, None, stored_from(vectors))
+            found = together.search(query, 10, None, stored_from(vectors))
+            np.testing.assert_array_equal(found.ids, expected.ids)
+
+
+@pytest.mark.parametrize("what", ["tracklets", "gallery"])
+def test_what_is_erased_while_its_index_is_trained_is_no_fault_of_the_kind(open_, monkeypatch, caplog, what):
+    galleries = open_("int8")
+    put_all(galleries, clustered(60))
+    original = building._sample
+
+    def sample(*rest):
+        if what == "gallery":
+            galleries.delete_gallery("g", force=True)
+        else:
+            for number in range(60):
+                galleries.delete_tracklet("g", f"t{number}")
+        return original(*rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_sample", sample)
+        galleries.maintain()
+    assert caplog.text == ""
+    if what == "tracklets":
+        put_all(galleries, clustered(60))
+        galleries.maintain()
+        assert str(galleries.index_kind("g")) == "SQ8"
