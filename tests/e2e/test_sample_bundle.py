@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from passerby_export.half import open_rounded, to_half
+from passerby_export.parity import LIMITS, Trial, compare
+from passerby_export.samples import read_tracklets
 from passerby_model import snippets
-from passerby_model.backends import Backend, open_backend
+from passerby_model.backends import Backend, open_backend, open_encoder
+from passerby_model.backends.decoding import decode_weights
 from passerby_model.bundle import Bundle, open_bundle
 from passerby_model.metrics import evaluate, squared_euclidean
 from passerby_model.preprocess import resize
@@ -62,3 +67,21 @@ def test_finds_people_that_it_has_not_seen(bundle: Bundle, people: list[StreetTr
     result = evaluate(distances, identities[query], identities[~query], cameras[query], cameras[~query])
     # One right answer among six: mAP 0.41 by chance. What it reaches on more people is in the README.
     assert result.mean_average_precision > 0.5
+
+
+def test_half_precision_costs_little_on_real_tracklets(bundle: Bundle, shared: Path, tmp_path: Path) -> None:
+    """As a GPU computes it: every value that is float16 there is rounded to float16."""
+    identities = ("0001", "0002", "0003", "0004")  # WARD's, of the test half
+    tracklets = read_tracklets(shared / "data/real_tracklets/ward", bundle.manifest.input, identities)
+    graph = onnx.load_from_string(decode_weights(bundle.encoder_path))
+    for name, model in (("exact", graph), ("half", to_half(graph))):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    exact, half = open_encoder(tmp_path / "exact.onnx", "onnx", "onnxruntime"), open_rounded(tmp_path / "half.onnx")
+    chosen = tracklets.snippets[::2]
+    assert len(chosen) == 12
+    (row,) = compare(half, [Trial("WARD", chosen, exact.encode(chosen))], LIMITS["fp16"], [12])
+    assert row.passed
+    assert 1e-4 < row.relative_l2 < 2e-3
+    assert row.cosine > 0.999998
+    assert row.mask_error is not None
+    assert row.mask_error < 2e-3
