@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from passerby.errors import ResourceExhaustedError, UnavailableError
@@ -62,15 +63,27 @@ class Upkeep:
             event(log, logging.INFO, "old entries of the galleries' audit were deleted", count=expired)
         self._audit_due = now + DAY_SECONDS
 
+    def _apply_retention(self) -> None:
+        if erased := self._galleries.apply_retention():
+            event(log, logging.INFO, "retention erased tracklets", count=erased)
+
+    def _rewrite(self) -> None:
+        if self._galleries.rewrite_if_due():
+            event(log, logging.INFO, "the files of the galleries were written anew after deletions")
+
     def _sweep(self) -> None:
         try:
-            self._galleries.check_disk()
-            if erased := self._galleries.apply_retention():
-                event(log, logging.INFO, "retention erased tracklets", count=erased)
-            self._expire_audit()
-            if self._galleries.rewrite_if_due():
-                event(log, logging.INFO, "the files of the galleries were written anew after deletions")
+            for work in (self._galleries.check_disk, self._apply_retention, self._expire_audit, self._rewrite):
+                _attempt(work)
         except (UnavailableError, ResourceExhaustedError) as error:
             event(log, logging.WARNING, "upkeep is put off to the next sweep", reason=error.reason)
-        except Exception:
-            log.exception("upkeep failed; it is tried again with the next sweep")
+
+
+def _attempt(work: Callable[[], object]) -> None:
+    """What is wrong with one kind of upkeep keeps nobody from the others, unless the store or its disk is it."""
+    try:
+        work()
+    except (UnavailableError, ResourceExhaustedError):
+        raise
+    except Exception:
+        log.exception("upkeep failed; it is tried again with the next sweep")

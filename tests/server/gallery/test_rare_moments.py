@@ -24,6 +24,7 @@ from passerby_server.gallery.types import (
     TrackletFilter,
     TravelWindow,
 )
+from passerby_server.upkeep import Upkeep
 
 from tests.server.gallery.filling import START, ask, ids
 from tests.server.gallery.test_index_kinds import WIDTH, clustered, filled, put_all, stored_from
@@ -269,3 +270,25 @@ def test_what_is_erased_while_its_index_is_trained_is_no_fault_of_the_kind(open_
         put_all(galleries, clustered(60))
         galleries.maintain()
         assert str(galleries.index_kind("g")) == "SQ8"
+
+
+def test_an_audit_that_cannot_be_tidied_keeps_no_rewrite_from_its_time(open_, monkeypatch, caplog):
+    galleries = open_("exact")
+    put_all(galleries, clustered(2))
+    galleries.delete_tracklet("g", "t0")
+    rewritten = threading.Event()
+    original = Store.rewrite
+
+    def rewrite(store):
+        original(store)
+        rewritten.set()
+
+    monkeypatch.setattr(Store, "rewrite", rewrite)
+    monkeypatch.setattr(galleries, "expire_audit", lambda _: 1 / 0)
+    with galleries._store.read() as connection:
+        due = connection.execute("SELECT value FROM upkeep WHERE name = 'rewrite_due'").fetchone()[0]
+    monkeypatch.setattr(rows, "now", lambda: due)
+    upkeep = Upkeep(galleries, 600, timedelta(days=1))
+    assert rewritten.wait(10)
+    upkeep.close()
+    assert "ZeroDivisionError" in caplog.text
