@@ -38,9 +38,11 @@ FIRST_READ = 4
 """Candidates beyond k that are read first."""
 MIN_PART_BYTES = 4 * 2**20
 """Codes that are worth a thread of their own: about a millisecond."""
-DOUBT = 2.0
-"""A candidate is left unread when its FAISS distance is farther beyond the k-th nearest than this many times the
-largest error among those read: with 8-bit codes hardly any is read beyond k + 4, with product quantisation all."""
+DOUBT = 1.0
+"""How much less than the least of those read a candidate's distance may be beyond FAISS's, in parts of the range of
+those read; one that may be among the k nearest then is read. With 8-bit codes, which err by little, hardly any is
+read beyond k + 4, with principal components, which leave out about as much of each, some; with product quantisation
+all."""
 MAX_DEAD = 0.05
 """Share of removed rows that a kind without removal carries along before it is built anew."""
 
@@ -60,6 +62,8 @@ class ApproximateIndex:
         self._lock = ReadWriteLock()
         self._inverted = kinds.inverted_file(trained)
         self._core = kinds.core(trained)
+        self._transforms = kinds.transforms(trained)
+        self._by_angle = trained.metric_type == faiss.METRIC_INNER_PRODUCT
         self._graph = self._core.hnsw if hasattr(self._core, "hnsw") else None
         selects = (faiss.IndexFlat, faiss.IndexScalarQuantizer)
         self._selects = self._inverted is not None or self._graph is not None or isinstance(self._core, selects)
@@ -69,8 +73,7 @@ class ApproximateIndex:
 
     def share(self, pool: ThreadPoolExecutor) -> None:
         """A search that is the only one may use the threads of `pool` from now on, where it can be divided."""
-        divisible = self._graph is None if self._inverted is None else isinstance(self._faiss, faiss.IndexIVF)
-        if self._selects and divisible:
+        if self._selects and self._graph is None:
             self._pool = pool
 
     def __len__(self) -> int:
@@ -170,8 +173,9 @@ class ApproximateIndex:
             return scan(query, np.sort(candidates.ids), k, stored, self._metric)
         distances = self._exact(query, descriptors)
         if len(candidates.ids) > count:
-            doubt = DOUBT * float(np.abs(estimated - distances).max())
-            farthest = np.partition(distances, k - 1)[k - 1] + doubt
+            beyond = distances - estimated
+            least = beyond.min() - DOUBT * np.ptp(beyond)
+            farthest = np.partition(distances, k - 1)[k - 1] - least
             others = candidates.ids[count : candidates.distances.searchsorted(farthest, "right")]
             if len(others):
                 kept, descriptors = stored(np.sort(others))
@@ -203,8 +207,12 @@ class ApproximateIndex:
         here = found[0] >= 0
         if allowed is not None:
             here &= _among(found[0], allowed)
-        distances = scores[0][here]
-        return Neighbours(found[0][here], distances if self._metric == "squared_euclidean" else 1 - distances)
+        return Neighbours(found[0][here], self._as_distance(scores[0][here]))
+
+    def _as_distance(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._by_angle:
+            return np.float32(1.0) - scores
+        return scores if self._metric == "squared_euclidean" else scores / np.float32(2.0)  # of unit vectors
 
     def _options(self, total: int, count: int, allowed: NDArray[np.int64] | None, *, widest: bool) -> dict[str, Any]:
         """FAISS's search parameters by name."""
@@ -238,7 +246,7 @@ class ApproximateIndex:
         running = [self._pool.submit(one, part) for part in others]
         found = [one(first), *(other.result() for other in running)]
         scores, ids = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
-        key = scores[0] if self._metric == "squared_euclidean" else -scores[0]
+        key = -scores[0] if self._by_angle else scores[0]
         nearest = np.argsort(np.where(ids[0] >= 0, key, np.inf), kind="stable")[:count]
         return scores[:, nearest], ids[:, nearest]
 
@@ -255,6 +263,8 @@ class ApproximateIndex:
         parts = min(most, options["nprobe"], int(share * rows * self._core.code_size) // MIN_PART_BYTES)
         if parts < 2:
             return [options]
+        for transform in self._transforms:
+            vector = transform.apply(vector)
         probed = faiss.downcast_index(self._inverted.quantizer).search(vector, options["nprobe"])[1][0]
         return [options | self._probing(np.sort(probed[part::parts])) for part in range(parts)]
 

@@ -2,7 +2,8 @@
 
 | asked for | is |
 |---|---|
-| `auto` | by size: `exact`, from AUTO_ROWS tracklets on `IVF<lists>,SQ8` with about 4 sqrt(n) lists |
+| `auto` | by size: `exact`, from AUTO_ROWS tracklets on `IVF<lists>,SQ8` with about 4 sqrt(n) lists, from REDUCED_ROWS on
+ `PCA256,IVF<lists>,SQ8` unless descriptors have less than 512 values or it would miss neighbours |
 | `exact` | float32 in memory, every distance computed |
 | `fp16`, `int8` | every code compared, of half or a quarter of the memory (FAISS `SQfp16`, `SQ8`) |
 | anything else | a FAISS factory string, after a semicolon its parameters: `IVF4096,SQ8;nprobe=32` |
@@ -27,6 +28,11 @@ from passerby_server.gallery.types import Metric
 AUTO = "auto"
 AUTO_ROWS = 100_000
 """Tracklets from which `auto` leaves the exact index: 0.8 GB at 2,048 values, some tens of milliseconds a search."""
+REDUCED_ROWS = 200_000
+"""Tracklets from which `auto` compares principal components only. With fewer the time goes to reading the descriptors
+that rank the candidates, of which there are more to read then."""
+REDUCED = 256
+"""Principal components: of 2,048 values an eighth of the memory and of the time."""
 POINTS_PER_CENTROID = 40
 """Descriptors that train one centroid; FAISS warns below 39."""
 MIN_TRAINING_ROWS = 256
@@ -54,6 +60,11 @@ class IndexKind:
         """Lists of an inverted file; 0 for other kinds."""
         found = re.search(r"IVF(\d+)(K?)", self.factory)
         return int(found[1]) * (1024 if found[2] else 1) if found else 0
+
+    @property
+    def reduced(self) -> bool:
+        """Whether only principal components are compared."""
+        return "PCA" in self.factory
 
     @property
     def training_rows(self) -> int:
@@ -97,16 +108,22 @@ def _of_faiss(error: RuntimeError) -> str:
     return re.sub(r"^Error: '.*' failed: |^ParameterSpace::set_index_parameter:", "", what)
 
 
-def choose(rows: int, current: IndexKind) -> IndexKind:
-    """The automatic choice for a gallery of `rows` tracklets. Leaves `current` only when it no longer fits, so that a
-    gallery about a threshold does not change to and fro: exact again below half of AUTO_ROWS, other lists when
-    4 sqrt(n) is more than twice or less than half of them."""
+def choose(rows: int, current: IndexKind, width: int, unfit: IndexKind | None = None) -> IndexKind:
+    """The automatic choice for a gallery of `rows` tracklets, whose descriptors have `width` values.
+
+    Leaves `current` only when it no longer fits, so that a gallery about a threshold does not change to and fro: exact
+    again below half of AUTO_ROWS, other lists when 4 sqrt(n) is more than twice or less than half of them, components
+    from REDUCED_ROWS on. `unfit` misses too many neighbours there.
+    """
     if rows < (AUTO_ROWS if current == EXACT else AUTO_ROWS // 2):
         return EXACT
     wanted = 4.0 * math.sqrt(rows)
-    if wanted / 2 <= current.lists <= wanted * 2:
+    whole = IndexKind(f"IVF{2 ** round(math.log2(wanted))},SQ8")
+    reduced = IndexKind(f"PCA{REDUCED},{whole.factory}")
+    may_reduce = rows >= REDUCED_ROWS and width >= 2 * REDUCED and reduced != unfit
+    if wanted / 2 <= current.lists <= wanted * 2 and (current.reduced or not may_reduce):
         return current
-    return IndexKind(f"IVF{2 ** round(math.log2(wanted))},SQ8")
+    return reduced if may_reduce else whole
 
 
 def at_start(rows: int, wanted: IndexKind | None) -> IndexKind:
@@ -115,14 +132,16 @@ def at_start(rows: int, wanted: IndexKind | None) -> IndexKind:
     Not the exact one where that is not wanted in the end: the machine may not have memory for it. 8-bit codes take a
     quarter, are trained in no time, and miss next to nothing.
     """
-    kind = choose(rows, EXACT) if wanted is None else wanted
+    kind = choose(rows, EXACT, 0) if wanted is None else wanted
     fewest = kind.training_rows if kind == INT8 else START_ROWS
     return EXACT if kind == EXACT or rows < fewest else INT8
 
 
 def untrained(kind: IndexKind, dimension: int, metric: Metric) -> Any:
     """A FAISS index that takes ids. Raises RuntimeError for a factory string or parameters that FAISS refuses."""
-    measure = faiss.METRIC_L2 if metric == "squared_euclidean" else faiss.METRIC_INNER_PRODUCT
+    # Of unit vectors both rank alike, but principal components are of vectors moved by their mean: angles change.
+    by_angle = metric == "cosine" and not kind.reduced
+    measure = faiss.METRIC_INNER_PRODUCT if by_angle else faiss.METRIC_L2
     index = faiss.index_factory(dimension, kind.factory, measure)
     if kind.parameters:
         space: Any = faiss.ParameterSpace()  # its type stub knows another overload only
@@ -150,3 +169,11 @@ def core(index: Any) -> Any:
     while isinstance(inner, faiss.IndexIDMap | faiss.IndexPreTransform):
         inner = faiss.downcast_index(inner.index)
     return inner
+
+
+def transforms(index: Any) -> list[Any]:
+    """What turns a descriptor into what an index compares, such as a projection on principal components; in order."""
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    chain: Any = index.chain  # its type stub has a list
+    return [chain.at(number) for number in range(chain.size())]

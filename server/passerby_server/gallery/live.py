@@ -187,6 +187,10 @@ class LiveIndex:
                 self._switch(index, kind)
         except StoppedError:
             return False
+        except building.CoarseError:
+            logger.info("gallery %d takes another index: %s misses too many neighbours", self._gallery_key, kind)
+            self._impossible = kind
+            return self.improve(store, stop)
         except UnavailableError:  # for a moment: another time it can be built
             raise
         except Exception:  # FAISS raises RuntimeError; whatever it is, the next try would not fare better
@@ -204,7 +208,9 @@ class LiveIndex:
 
     def _kind_for(self, rows_here: int) -> IndexKind:
         """The kind that is wanted for so many tracklets."""
-        return kinds.choose(rows_here, self.kind) if self._wanted is None else self._wanted
+        if self._wanted is not None:
+            return self._wanted
+        return kinds.choose(rows_here, self.kind, self._space.descriptor_dim, self._impossible)
 
     def _next_kind(self) -> IndexKind | None:
         """The kind to build now; None when the present index does."""
@@ -219,7 +225,9 @@ class LiveIndex:
         if kind == EXACT:
             index = self._empty()
             return index, building.follow(index, self._gallery_key, -1, reading, stop)
-        built = building.build(kind, self._gallery_key, self._space, reading, stop)
+        built = building.build(
+            kind, self._gallery_key, self._space, reading, stop, choosy=self._wanted is None and kind.reduced
+        )
         last = int(built.ids()[-1]) if len(built) else -1
         return built, building.follow(built, self._gallery_key, last, reading, stop)
 

@@ -144,7 +144,7 @@ class Shelf:
         if len(new) and len(found.ids) and new[0] < found.ids[-1]:
             self.drop()
             return None
-        if wanted is None and kinds.choose(len(stored), kind) != kind:
+        if wanted is None and kinds.choose(len(stored), kind, 0) != kind:  # whether components do is tried later
             self.drop()
             return None
         index = ApproximateIndex(space.metric, faiss.deserialize_index(found.codes), found.ids)

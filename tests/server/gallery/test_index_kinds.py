@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from passerby.errors import InvalidArgumentError, UnavailableError
 from passerby_model.metrics import unit_rows
-from passerby_server.gallery import approximate, building, kinds, maintenance, recall, turns
+from passerby_server.gallery import approximate, building, kinds, maintenance, recall, tuning, turns
 from passerby_server.gallery.approximate import ApproximateIndex, scan
 from passerby_server.gallery.descriptors import Remembered
 from passerby_server.gallery.embedded import EmbeddedGalleries
@@ -84,7 +84,7 @@ def test_answers_are_full_exact_in_distance_and_near_in_recall(text, metric, no_
     assert hits / expected > (0.9 if "IVF" in text else 0.99)
 
 
-@pytest.mark.parametrize(("text", "most"), [("int8", 20), ("PQ4x4", 84)])
+@pytest.mark.parametrize(("text", "most"), [("int8", 20), ("PQ4x4", 84), ("PCA12,SQ8", 84)])
 def test_candidates_are_read_as_far_as_the_codes_may_mislead(text, most, no_scan):
     """84 candidates of 10 nearest: fine codes need few of them, coarse ones more; the answer is that of all 84."""
     vectors = dict(enumerate(clustered(2000, people=200)))
@@ -104,11 +104,11 @@ def test_candidates_are_read_as_far_as_the_codes_may_mislead(text, most, no_scan
         candidates = np.sort(index._candidates(query, 84, None, widest=False).ids)
         np.testing.assert_array_equal(found.ids, scan(query, candidates, 10, stored, "squared_euclidean").ids)
     assert 14 <= np.mean(counts) <= most
-    assert text == "int8" or np.mean(counts) > 60
+    assert not text.startswith("PQ") or np.mean(counts) > 60
 
 
 @pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
-@pytest.mark.parametrize("text", ["fp16", "int8", "PCA8,SQ8", "IVF14,SQ8"])
+@pytest.mark.parametrize("text", ["fp16", "int8", "PCA8,SQ8", "IVF14,SQ8", "PCA8,IVF14,SQ8"])
 def test_one_search_on_several_threads_finds_what_one_thread_finds(text, metric, monkeypatch):
     monkeypatch.setattr(approximate, "MIN_PART_BYTES", 1)
     vectors = dict(zip(range(3, 1803, 3), clustered(600), strict=True))
@@ -132,7 +132,7 @@ def test_one_search_on_several_threads_finds_what_one_thread_finds(text, metric,
                 found = together._candidates(query, count, allowed, widest=False)
                 np.testing.assert_array_equal(found.ids, expected.ids)
                 np.testing.assert_array_equal(found.distances, expected.distances)
-    inverted = text.startswith("IVF")
+    inverted = "IVF" in text
     assert parts == ([3, 3] if inverted else [3, 1]) * 15
     assert len(alone._candidates(query, 800, None, widest=True).ids) == len(alone)
 
@@ -145,8 +145,32 @@ def test_lists_to_probe_are_found_though_tracklets_are_deleted_meanwhile():
         kept = ids[ids % 7 != 0]
         return kept, np.array([vectors[number] for number in kept.tolist()], np.float32)
 
-    building._tune(index, kinds.IndexKind("IVF14,SQ8"), np.arange(100), stored, threading.Event())
+    trials = tuning.Trials(np.arange(100), stored_from(vectors), "squared_euclidean")
+    trials._stored = stored
+    for numbers in np.split(np.arange(600), 6):
+        trials.see(*stored_from(vectors)(numbers))
+    assert tuning.tune(index, IndexKind("IVF14,SQ8"), trials, threading.Event()) == 1.0
     assert 1 <= index.effort <= 14
+
+
+@pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
+def test_trials_know_the_exact_neighbours_of_all_that_they_have_seen(metric):
+    vectors = dict(zip(range(3, 1803, 3), clustered(600, people=200), strict=True))
+    vectors |= dict.fromkeys(range(2000, 2020), vectors[3])  # more copies than neighbours are asked for
+    stored, numbers = stored_from(vectors), np.array(list(vectors))
+    trials = tuning.Trials(numbers[::31], stored, metric)
+    for some in np.array_split(numbers, 7):
+        trials.see(*stored(some))
+    for own, neighbours in zip(trials._ids, trials._neighbours, strict=True):
+        others = numbers[numbers != own]
+        found = scan(vectors[int(own)], np.sort(neighbours), 10, stored, metric)
+        truth = scan(vectors[int(own)], others, 10, stored, metric)
+        np.testing.assert_allclose(found.distances, truth.distances, rtol=1e-5, atol=1e-6)
+    index = filled("IVF8,SQ8", metric, vectors)
+    index.effort = 8
+    assert trials.recall(index, threading.Event()) == 1.0
+    index.effort = 1
+    assert trials.recall(index, threading.Event()) < 1.0
 
 
 def test_a_search_waits_for_its_turn_and_not_for_ever(monkeypatch):
@@ -191,7 +215,9 @@ class _Reaching:
 def test_few_more_lists_are_probed_than_stored_descriptors_need_to_find_others(needed):
     vectors = {number: np.full(WIDTH, number, np.float32) for number in range(20)}
     index: Any = _Reaching(needed)
-    building._tune(index, IndexKind("IVF64,SQ8"), np.arange(19, -1, -1), stored_from(vectors), threading.Event())
+    trials = tuning.Trials(np.arange(20), stored_from(vectors), "squared_euclidean")
+    trials.see(*stored_from(vectors)(np.arange(20)))
+    tuning.tune(index, IndexKind("IVF64,SQ8"), trials, threading.Event())
     assert needed <= index.effort <= max(needed * 9 / 8, needed + 1)
 
 
@@ -266,14 +292,20 @@ def test_impossible_kinds_are_refused(text):
 
 def test_the_automatic_choice_follows_the_size_and_does_not_waver():
     assert kinds.parse("auto") is None
-    assert kinds.choose(kinds.AUTO_ROWS - 1, EXACT) == EXACT
-    at_100k = kinds.choose(kinds.AUTO_ROWS, EXACT)
+    assert kinds.choose(kinds.AUTO_ROWS - 1, EXACT, 2048) == EXACT
+    at_100k = kinds.choose(kinds.AUTO_ROWS, EXACT, 2048)
     assert str(at_100k) == "IVF1024,SQ8"
-    assert kinds.choose(kinds.AUTO_ROWS - 1, at_100k) == at_100k
-    assert kinds.choose(200_000, at_100k) == at_100k
-    assert str(kinds.choose(1_000_000, at_100k)) == "IVF4096,SQ8"
-    assert kinds.choose(kinds.AUTO_ROWS // 2 - 1, at_100k) == EXACT
     assert at_100k.training_rows <= kinds.AUTO_ROWS
+    at_200k = kinds.choose(200_000, at_100k, 2048)
+    assert str(at_200k) == "PCA256,IVF2048,SQ8"
+    for kind in (at_100k, at_200k):
+        assert kinds.choose(kinds.AUTO_ROWS - 1, kind, 2048) == kind
+        assert kinds.choose(200_000, kind, 2048, at_200k) == kind  # where it misses too many neighbours
+        assert kinds.choose(200_000, kind, 511) == kind
+        assert str(kinds.choose(1_000_000, kind, 2048)) == ("PCA256,IVF4096,SQ8" if kind == at_100k else str(at_200k))
+        assert kinds.choose(kinds.AUTO_ROWS // 2 - 1, kind, 2048) == EXACT
+    assert str(kinds.choose(1_000_000, EXACT, 2048)) == "PCA256,IVF4096,SQ8"
+    assert str(kinds.choose(1_000_000, EXACT, 511)) == "IVF4096,SQ8"
 
 
 # In a gallery
@@ -359,13 +391,36 @@ def test_the_automatic_choice_is_followed_up_and_down(grown, monkeypatch):
     assert ids(galleries.search("g", ask(entries[300].descriptor, 1, "f"))) == ["t300"]
 
 
+@pytest.mark.parametrize(("rank", "kind"), [(3, "PCA4,IVF64,SQ8"), (WIDTH, "IVF64,SQ8")])
+@pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
+def test_components_are_compared_where_they_miss_no_neighbours(grown, monkeypatch, rank, kind, metric):
+    for name, value in {"AUTO_ROWS": 350, "REDUCED_ROWS": 400, "REDUCED": 4, "POINTS_PER_CENTROID": 4}.items():
+        monkeypatch.setattr(kinds, name, value)
+    monkeypatch.setattr(approximate, "MORE_CANDIDATES", 5)
+    rng = np.random.default_rng(0)
+    to_width = rng.normal(size=(rank, WIDTH))
+    vectors = (rng.normal(size=(420, rank)) @ to_width + 5.0).astype(np.float32)
+    galleries = grown("auto", metric)
+    entries = put_all(galleries, vectors[:360])
+    galleries.maintain()
+    assert str(galleries.index_kind("g")) == "IVF64,SQ8"
+    entries += put_all(galleries, vectors[360:], first=360)
+    galleries.maintain()
+    assert str(galleries.index_kind("g")) == kind
+    (live_index,) = galleries._live.values()
+    live_index.index.effort = 64
+    for entry in entries[::40]:
+        query = ask(entry.descriptor, 5, "f")
+        assert ids(galleries.search("g", query)) == [name for name, _ in ranking(entries, query, metric)[:5]]
+
+
 def test_writes_during_a_build_are_in_the_new_index(grown, monkeypatch):
     galleries = grown("IVF4,SQ8")
     entries = put_all(galleries, clustered(300))
     original = building.build
 
-    def build(*arguments):
-        index = original(*arguments)
+    def build(*arguments, **options):
+        index = original(*arguments, **options)
         entries.extend(put_all(galleries, clustered(5, seed=7), first=300))
         for number in (1, 302):
             galleries.delete_tracklet("g", f"t{number}")
@@ -436,10 +491,10 @@ def test_a_store_that_is_busy_for_a_moment_puts_an_end_to_no_index(tmp_path, mon
     monkeypatch.setattr(maintenance, "PERIOD", 0.01)
     build, busy = building.build, [UnavailableError("busy", reason="STORE_BUSY")]
 
-    def busy_once(*rest):
+    def busy_once(*rest, **options):
         if busy:
             raise busy.pop()
-        return build(*rest)
+        return build(*rest, **options)
 
     monkeypatch.setattr(building, "build", busy_once)
     galleries = EmbeddedGalleries(tmp_path, threads=2, index="int8")
