@@ -22,6 +22,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 from passerby.errors import InvalidArgumentError
+from passerby_model.metrics import unit_rows
 
 from passerby_server.gallery.types import Metric
 
@@ -37,6 +38,8 @@ POINTS_PER_CENTROID = 40
 """Descriptors that train one centroid; FAISS warns below 39."""
 MIN_TRAINING_ROWS = 256
 """Descriptors that train whatever has no centroids, such as the range of each value in SQ8."""
+FEWEST_OF_CENTROID = 8
+"""Descriptors whose mean a centroid is at least. K-means leaves some with one, which is that descriptor then, bit by bit."""
 START_ROWS = 10_000
 """Tracklets from which an index that is filled at a start has 8-bit codes, where another kind than `exact` is asked for:
 fewer take 80 MB at most in float32 at 2,048 values."""
@@ -155,7 +158,28 @@ def trained(kind: IndexKind, metric: Metric, sample: NDArray[np.float32]) -> Any
     index = untrained(kind, sample.shape[1], metric)
     if not index.is_trained:
         index.train(sample)
+        if (ivf := inverted_file(index)) is not None:
+            chain: Any = index.chain if isinstance(index, faiss.IndexPreTransform) else None
+            for number in range(0 if chain is None else chain.size()):
+                sample = faiss.downcast_VectorTransform(chain.at(number)).apply(sample)
+            _blur(ivf.quantizer, sample, metric)
     return index
+
+
+def _blur(quantizer: Any, sample: NDArray[np.float32], metric: Metric) -> None:
+    """Puts the mean of the FEWEST_OF_CENTROID nearest of the sample in the place of each centroid that is of fewer: what
+    is trained outlives the erasure of those it was trained on, and must not hold anybody's descriptor."""
+    flat = faiss.downcast_index(quantizer)
+    if not isinstance(flat, faiss.IndexFlat | faiss.IndexHNSWFlat) or len(sample) < FEWEST_OF_CENTROID:
+        return
+    centroids = flat.reconstruct_n(0, flat.ntotal)
+    members = np.bincount(flat.search(sample, 1)[1][:, 0], minlength=len(centroids))
+    few = members < FEWEST_OF_CENTROID
+    measure = faiss.METRIC_L2 if metric == "squared_euclidean" else faiss.METRIC_INNER_PRODUCT
+    _, nearest = faiss.knn(centroids[few], sample, FEWEST_OF_CENTROID, metric=measure)
+    centroids[few] = sample[nearest].mean(axis=1)
+    flat.reset()
+    flat.add(unit_rows(centroids) if metric == "cosine" else centroids)
 
 
 def inverted_file(index: Any) -> Any:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import faiss
 import numpy as np
 import pytest
 from passerby_server.gallery import approximate, building, kinds, maintenance, shelf, snapshot
@@ -202,6 +203,33 @@ def test_a_stop_does_not_wait_long_for_a_snapshot(home, monkeypatch, why):
     home.close()
     assert home.files() == []
     assert nearest(home.open(), home.vectors[18]) == ["t18"]
+
+
+@pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
+@pytest.mark.parametrize("kind", ["IVF4,SQ8", "IVF4_HNSW8,SQ8", "PCA16,IVF4,SQ8"])
+def test_a_centroid_is_nobodys_descriptor(home, metric, kind):
+    """K-means gives who is unlike all others a centroid of their own, which stays when they are erased."""
+    alone = np.zeros(WIDTH, np.float32)
+    alone[3:5] = -40.0, 30.0
+    if metric == "cosine":
+        alone /= 50.0
+    galleries = home.open(kind)
+    galleries.create_gallery("g", "", ModelSpace("f", WIDTH, metric))
+    put_all(galleries, [*home.vectors, alone])
+    galleries.maintain()
+    galleries.delete_tracklet("g", "t80")
+    galleries.maintain()
+    (path,) = home.files()
+    content = path.read_bytes()
+    assert alone[3:5].tobytes() not in content
+    found = snapshot.read(path, galleries._snapshot_key)
+    assert found is not None
+    index = faiss.deserialize_index(found.codes)
+    ivf = kinds.inverted_file(index)
+    centroids = faiss.downcast_index(ivf.quantizer).reconstruct_n(0, ivf.nlist)
+    nearest = ((centroids[:, None] - centroids[None]) ** 2).sum(axis=2)
+    assert np.isfinite(centroids).all()
+    assert (np.sort(nearest, axis=1)[:, 1] > 0).all()  # still different places
 
 
 def test_a_crash_between_delete_and_the_end_of_the_snapshot(home, tmp_path):
