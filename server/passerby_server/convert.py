@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 from passerby import names
@@ -285,9 +286,12 @@ def travel_windows(
         problems.add("travel_windows", "name a camera twice")
     for number, window in enumerate(found[: limits.max_filter_values]):
         at = f"travel_windows[{number}]"
-        shortest, longest = window.min_time.ToTimedelta(), window.max_time.ToTimedelta()
+        shortest = problems.catch(to_timedelta, window.min_time, f"{at}.min_time")
+        longest = problems.catch(to_timedelta, window.max_time, f"{at}.max_time")
         if not window.camera_id:
             problems.add(f"{at}.camera_id", "is required")
+        if shortest is None or longest is None:
+            continue
         if not timedelta(0) <= shortest <= longest <= MAX_TRAVEL or not window.HasField("max_time"):
             problems.add(f"{at}.max_time", f"needs 0 <= min_time <= max_time <= {MAX_TRAVEL.days} days")
         if times is not None:
@@ -322,6 +326,14 @@ def to_datetime(timestamp: Timestamp, field: str) -> datetime:
         raise InvalidArgumentError.of(field, f"is no valid time: {error}", reason="TIME_MALFORMED") from error
 
 
+def to_timedelta(duration: Duration, field: str) -> timedelta:
+    """Microseconds; raises InvalidArgumentError for more than a timedelta holds."""
+    try:
+        return duration.ToTimedelta()
+    except OverflowError as error:
+        raise InvalidArgumentError.of(field, "is no valid duration", reason="DURATION_MALFORMED") from error
+
+
 def retention_rules(
     rules: Sequence[gallery_service.RetentionRule], limits: Limits, field: str = "rules"
 ) -> list[RetentionRule]:
@@ -330,16 +342,20 @@ def retention_rules(
     if len(rules) > limits.max_filter_values:
         problems.add(field, f"are {len(rules)}, more than the allowed {limits.max_filter_values}")
     cameras: set[str] = set()
+    found: list[RetentionRule] = []
     for index, rule in enumerate(rules):
         at = f"{field}[{index}]"
         _check_text(problems, f"{at}.camera_id", rule.camera_id, MAX_CAMERA_ID)
         if rule.camera_id in cameras:
             problems.add(f"{at}.camera_id", "has a rule already")
         cameras.add(rule.camera_id)
-        if not 1 <= rule.keep.seconds <= MAX_KEEP_SECONDS:
+        keep = problems.catch(to_timedelta, rule.keep, f"{at}.keep")
+        if keep is not None and not 1 <= keep.total_seconds() <= MAX_KEEP_SECONDS:
             problems.add(f"{at}.keep", f"must be from one second to {MAX_KEEP_SECONDS:,}, not {rule.keep.seconds:,}")
+        elif keep is not None:
+            found.append(RetentionRule(rule.camera_id, keep))
     problems.check()
-    return [RetentionRule(rule.camera_id, rule.keep.ToTimedelta()) for rule in rules]
+    return found
 
 
 def _check_text(problems: Problems, field: str, text: str, longest: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from passerby.v1 import gallery_service_pb2 as gallery_v1
 from passerby.v1 import model_service_pb2 as model_v1
@@ -396,6 +397,20 @@ def test_an_answer_above_the_message_limit_says_what_to_ask_for(tmp_path: Path) 
         assert (error.code.name, error.reason) == ("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE")
         request.include_thumbnails = False
         assert len(small.search.SearchTracklets(request).hits) == 30
+
+
+@pytest.mark.parametrize(
+    "duration", [Duration(seconds=2**62), Duration(seconds=-(2**62)), Duration(seconds=1, nanos=-(10**9) + 1)]
+)
+def test_durations_that_are_none(live: LiveServer, gallery: str, duration: Duration) -> None:
+    """Also one whose parts have two signs, and that comes to nothing."""
+    rules = gallery_v1.SetRetentionRequest(name=gallery, rules=[gallery_v1.RetentionRule(keep=duration)])
+    assert fields(refused(lambda: live.galleries.SetRetention(rules))) == ["rules[0].keep"]
+    window = search_v1.TravelWindow(camera_id="c", min_time=Duration(seconds=2), max_time=duration)
+    search = search_v1.SearchTrackletsRequest(
+        parent=gallery, frames=FRAMES, travel_windows=[window], query_start_time=time(1), query_end_time=time(2)
+    )
+    assert fields(refused(lambda: live.search.SearchTracklets(search))) == ["travel_windows[0].max_time"]
 
 
 def test_errors_carry_the_callers_request_id(live: LiveServer) -> None:
