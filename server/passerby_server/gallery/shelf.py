@@ -147,7 +147,12 @@ class Shelf:
         if wanted is None and kinds.choose(len(stored), kind, 0) != kind:  # whether components do is tried later
             self.drop()
             return None
-        index = ApproximateIndex(space.metric, faiss.deserialize_index(found.codes), found.ids)
+        try:
+            index = ApproximateIndex(space.metric, faiss.deserialize_index(found.codes), found.ids)
+        except RuntimeError as error:
+            logger.warning("this FAISS does not read %s: built from the store (%s)", self._path.name, error)
+            self.drop()
+            return None
         index.effort = found.header.effort
         gone = np.setdiff1d(found.ids, stored, assume_unique=True)
         if len(gone):  # a crash came between a delete and the end of the snapshot

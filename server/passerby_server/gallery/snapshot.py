@@ -128,7 +128,11 @@ def read(path: Path, key: bytes) -> Snapshot | None:
         logger.info("the index's snapshot %s is of another version: built from the store", path.name)
         return None
     (length,) = _LENGTH.unpack(body[len(MAGIC) : start].tobytes())
-    header = Header(**json.loads(body[start : start + length].tobytes()))
+    try:
+        header = Header(**json.loads(body[start : start + length].tobytes()))
+    except TypeError:  # other fields
+        logger.warning("the index's snapshot %s is of another version: built from the store", path.name)
+        return None
     middle = start + length + 8 * header.count
     ids = np.frombuffer(body[start + length : middle].tobytes(), "<i8").astype(np.int64)
     return Snapshot(header, ids, body[middle:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hmac
 import sqlite3
 import threading
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 from passerby.errors import UnavailableError
-from passerby_server.gallery import approximate, building, kinds, rows, shelf
+from passerby_server.gallery import approximate, building, kinds, rows, shelf, snapshot
 from passerby_server.gallery.embedded import EmbeddedGalleries
 from passerby_server.gallery.index import search_pool
 from passerby_server.gallery.live import LiveIndex
@@ -292,3 +293,27 @@ def test_an_audit_that_cannot_be_tidied_keeps_no_rewrite_from_its_time(open_, mo
     assert rewritten.wait(10)
     upkeep.close()
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["codes", "header"])
+def test_a_snapshot_of_another_faiss_or_passerby_keeps_no_server_from_starting(open_, tmp_path, caplog, what):
+    """Signed with the store's key, and yet nothing that this one reads: after an update, or the way back."""
+    galleries, vectors = open_("int8"), clustered(60)
+    put_all(galleries, vectors)
+    galleries.maintain()
+    (path,) = (tmp_path / "data").glob("index-*")
+    key = galleries._snapshot_key
+    galleries.close()
+    found = snapshot.read(path, key)
+    assert found is not None
+    if what == "codes":
+        found.codes[:4] = np.frombuffer(b"IxZZ", np.uint8)
+        snapshot.write(path, key, found, threading.Event())
+    else:
+        content = path.read_bytes()[:-32].replace(b'"effort"', b'"labour"')
+        path.write_bytes(content + hmac.digest(key, content, "sha256"))
+    again = EmbeddedGalleries(tmp_path / "data", threads=2, index="int8", maintained=False)
+    assert ids(again.search("g", ask(vectors[17], 1, "f"))) == ["t17"]
+    again.close()
+    assert not path.exists()
+    assert "built from the store" in caplog.text
