@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from passerby.errors import FailedPreconditionError, InvalidArgumentError
 from passerby_export import artefacts
@@ -17,7 +19,7 @@ from passerby_export.artefacts import check_possible, parse_precisions
 from passerby_export.export import torch_reference
 from passerby_export.inspection import inspect_encoder, not_in_tensorrt
 from passerby_export.onnx_export import check_graph
-from passerby_export.parity import LIMITS, ROUNDED, RankingTrial, lost_rankings, make_ranking_trial
+from passerby_export.parity import LIMITS, ROUNDED, RankingTrial, Trial, compare, lost_rankings, make_ranking_trial
 from passerby_export.quantise import (
     Describe,
     OnnxQuantiser,
@@ -28,7 +30,7 @@ from passerby_export.quantise import (
 )
 from passerby_export.samples import Tracklets, read_tracklets, sample_snippets
 from passerby_model.backends import open_artefact, open_backend, open_encoder
-from passerby_model.backends.base import NCC_SCOPE
+from passerby_model.backends.base import NCC_SCOPE, Encoded
 from passerby_model.backends.choice import processor_has_bf16
 from passerby_model.backends.openvino import OpenVinoBackend
 from passerby_model.bundle import Bundle, Manifest
@@ -277,3 +279,23 @@ def test_precisions_are_read_in_order_and_checked(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(artefacts, "processor_has_bf16", lambda: False)
     with pytest.raises(FailedPreconditionError, match="does not compute in bf16"):
         check_possible(("bf16",), calibrated=False)
+
+
+@pytest.mark.parametrize("broken", [4, 5])
+@pytest.mark.parametrize("what", ["masks", "cost_volumes"])
+def test_a_mask_or_cost_volume_that_is_not_a_number_fails_in_whichever_block(what: str, broken: int) -> None:
+    descriptors = np.ones((2, 8), np.float32)
+    sound = {block: np.full((2, 4, 3, 2), 0.5, np.float32) for block in (4, 5)}
+    expected = Encoded(descriptors, sound, sound)
+    torn = {block: np.full_like(mask, np.nan) if block == broken else mask for block, mask in sound.items()}
+    actual = Encoded(descriptors, torn if what == "masks" else sound, sound if what == "masks" else torn)
+
+    class Torn:
+        name = "onnxruntime"
+
+        def encode(self, snippets: NDArray[np.uint8]) -> Encoded:
+            return actual
+
+    backend: Any = Torn()
+    (row,) = compare(backend, [Trial("noise", np.zeros((2, 4, 8, 8, 3), np.uint8), expected)], LIMITS["fp32"], [2])
+    assert not row.passed
