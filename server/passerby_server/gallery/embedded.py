@@ -152,8 +152,9 @@ class EmbeddedGalleries(Cataloguing, Replacing, Correcting):
     ) -> TrackletRecord:
         validate.check_tracklet(tracklet)
         vector = validate.checked_descriptor(descriptor)
-        digest = request_digest or _ingest_digest(tracklet, vector, fingerprint, thumbnail)
-        request = Request(gallery_id, request_id, "IngestTracklet", digest)
+        if request_id and not request_digest:
+            request_digest = _ingest_digest(tracklet, vector, fingerprint, thumbnail)
+        request = Request(gallery_id, request_id, "IngestTracklet", request_digest)
 
         def change(connection: sqlite3.Connection) -> _Ingested:
             gallery = rows.get_gallery(connection, gallery_id)

@@ -45,6 +45,8 @@ class Trials:
 
     def see(self, ids: NDArray[np.int64], descriptors: NDArray[np.float32]) -> None:
         """Offers stored descriptors (n, D) as neighbours; each of them once."""
+        if not len(self._ids):  # all deleted meanwhile
+            return
         distances = self._to_queries.of(descriptors).T
         distances[self._ids[:, None] == ids] = np.inf
         distances = np.concatenate([self._distances, distances], axis=1)
