@@ -159,14 +159,13 @@ def trained(kind: IndexKind, metric: Metric, sample: NDArray[np.float32]) -> Any
     if not index.is_trained:
         index.train(sample)
         if (ivf := inverted_file(index)) is not None:
-            chain: Any = index.chain if isinstance(index, faiss.IndexPreTransform) else None
-            for number in range(0 if chain is None else chain.size()):
-                sample = faiss.downcast_VectorTransform(chain.at(number)).apply(sample)
-            _blur(ivf.quantizer, sample, metric)
+            for transform in transforms(index):
+                sample = transform.apply(sample)
+            _blur(ivf.quantizer, sample, index.metric_type)
     return index
 
 
-def _blur(quantizer: Any, sample: NDArray[np.float32], metric: Metric) -> None:
+def _blur(quantizer: Any, sample: NDArray[np.float32], measure: int) -> None:
     """Puts the mean of the FEWEST_OF_CENTROID nearest of the sample in the place of each centroid that is of fewer: what
     is trained outlives the erasure of those it was trained on, and must not hold anybody's descriptor."""
     flat = faiss.downcast_index(quantizer)
@@ -175,11 +174,10 @@ def _blur(quantizer: Any, sample: NDArray[np.float32], metric: Metric) -> None:
     centroids = flat.reconstruct_n(0, flat.ntotal)
     members = np.bincount(flat.search(sample, 1)[1][:, 0], minlength=len(centroids))
     few = members < FEWEST_OF_CENTROID
-    measure = faiss.METRIC_L2 if metric == "squared_euclidean" else faiss.METRIC_INNER_PRODUCT
     _, nearest = faiss.knn(centroids[few], sample, FEWEST_OF_CENTROID, metric=measure)
     centroids[few] = sample[nearest].mean(axis=1)
     flat.reset()
-    flat.add(unit_rows(centroids) if metric == "cosine" else centroids)
+    flat.add(unit_rows(centroids) if measure == faiss.METRIC_INNER_PRODUCT else centroids)
 
 
 def inverted_file(index: Any) -> Any:

@@ -266,10 +266,10 @@ def test_a_gallery_that_is_deleted_while_its_index_is_tended_leaves_no_snapshot(
     owner, name = {"built": (building, "build"), "saved": (LiveIndex, "save")}[moment]
     original = getattr(owner, name)
 
-    def meanwhile(*rest):
-        built = original(*rest) if moment == "built" else None
+    def meanwhile(*rest, **options):
+        built = original(*rest, **options) if moment == "built" else None
         galleries.delete_gallery("g", force=True)
-        return built or original(*rest)
+        return built or original(*rest, **options)
 
     monkeypatch.setattr(owner, name, meanwhile)
     galleries = home.open()
