@@ -115,11 +115,11 @@ def test_one_gallery_whose_index_fails_keeps_nothing_from_the_others(open_, monk
         galleries.ingest("h", NewTracklet(f"t{number}", "c"), vector, "f", b"")
     original, tried = building.build, []
 
-    def build(kind, gallery_key, *rest):
+    def build(kind, gallery_key, *rest, **options):
         tried.append(gallery_key)
         if gallery_key == 1:
             raise ValueError("shapes (3,) (4,)")
-        return original(kind, gallery_key, *rest)
+        return original(kind, gallery_key, *rest, **options)
 
     monkeypatch.setattr(building, "build", build)
     galleries.maintain()
