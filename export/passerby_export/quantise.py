@@ -115,7 +115,7 @@ def keep_until_good(
     """
 
     def is_good() -> bool:
-        if reached < goal:
+        if not reached >= goal:  # nor is what is not a number
             return False
         if problem := lost(kept):
             log.info("cosine %.6f, but rankings lose too much: %s", reached, problem)
@@ -131,7 +131,7 @@ def keep_until_good(
             log.info("%s kept in float: cosine %.6f", name, reached)
             if is_good():
                 break
-    if reached < goal:
+    if not reached >= goal:
         log.warning("int8 reaches cosine %.6f of the %.3f aimed at, with half of the layers in float", reached, goal)
     return Quantised(tuple(kept), reached)
 

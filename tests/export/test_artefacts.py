@@ -202,6 +202,11 @@ def test_layers_are_kept_until_the_goal_is_reached() -> None:
     assert (made.kept, made.cosine) == (("b", "a"), 0.999)
 
 
+def test_descriptors_that_are_not_numbers_are_not_good_enough() -> None:
+    cosines = {(): np.nan, ("b",): 0.999}
+    assert keep_until_good(lambda kept: cosines[tuple(kept)], lambda: ["b", "a", "c", "d"]).kept == ("b",)
+
+
 def test_layers_are_kept_until_rankings_hold() -> None:
     asked: list[tuple[str, ...]] = []
 
