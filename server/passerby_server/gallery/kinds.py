@@ -111,19 +111,19 @@ def _of_faiss(error: RuntimeError) -> str:
     return re.sub(r"^Error: '.*' failed: |^ParameterSpace::set_index_parameter:", "", what)
 
 
-def choose(rows: int, current: IndexKind, width: int, unfit: IndexKind | None = None) -> IndexKind:
+def choose(rows: int, current: IndexKind, width: int, *unfit: IndexKind) -> IndexKind:
     """The automatic choice for a gallery of `rows` tracklets, whose descriptors have `width` values.
 
     Leaves `current` only when it no longer fits, so that a gallery about a threshold does not change to and fro: exact
     again below half of AUTO_ROWS, other lists when 4 sqrt(n) is more than twice or less than half of them, components
-    from REDUCED_ROWS on. `unfit` misses too many neighbours there.
+    from REDUCED_ROWS on. `unfit` ones miss too many neighbours there, or cannot be built.
     """
     if rows < (AUTO_ROWS if current == EXACT else AUTO_ROWS // 2):
         return EXACT
     wanted = 4.0 * math.sqrt(rows)
     whole = IndexKind(f"IVF{2 ** round(math.log2(wanted))},SQ8")
     reduced = IndexKind(f"PCA{REDUCED},{whole.factory}")
-    may_reduce = rows >= REDUCED_ROWS and width >= 2 * REDUCED and reduced != unfit
+    may_reduce = rows >= REDUCED_ROWS and width >= 2 * REDUCED and reduced not in unfit
     if wanted / 2 <= current.lists <= wanted * 2 and (current.reduced or not may_reduce):
         return current
     return reduced if may_reduce else whole

@@ -52,7 +52,7 @@ class LiveIndex:
         self._space = space
         self._pool = pool
         self._wanted = wanted
-        self._impossible: IndexKind | None = None
+        self._impossible: set[IndexKind] = set()
         self._retired = False
         self._removed: list[NDArray[np.int64]] | None = None
         """What was removed while another index is being built; None when none is."""
@@ -65,7 +65,7 @@ class LiveIndex:
     def want(self, kind: IndexKind | None) -> None:
         """Asks for another kind (None: by size), which the next `improve` builds."""
         self._wanted = kind
-        self._impossible = None
+        self._impossible = set()
 
     def add(self, vector_id: int, descriptor: NDArray[np.float32]) -> None:
         """Follows a committed ingest. Never raises."""
@@ -176,7 +176,7 @@ class LiveIndex:
         moment of the switch, in which writes wait.
         """
         kind = self._next_kind()
-        if kind is None or kind == self._impossible:
+        if kind is None or kind in self._impossible:
             return False
         self._removed = []
         try:
@@ -189,7 +189,7 @@ class LiveIndex:
             return False
         except building.CoarseError:
             logger.info("gallery %d takes another index: %s misses too many neighbours", self._gallery_key, kind)
-            self._impossible = kind
+            self._impossible.add(kind)
             return self.improve(store, stop)
         except UnavailableError:  # for a moment: another time it can be built
             raise
@@ -199,7 +199,7 @@ class LiveIndex:
             logger.exception(
                 "gallery %d stays with its %s index: %s cannot be built", self._gallery_key, self.kind, kind
             )
-            self._impossible = kind
+            self._impossible.add(kind)
             return False
         finally:
             self._removed = None
@@ -210,7 +210,7 @@ class LiveIndex:
         """The kind that is wanted for so many tracklets."""
         if self._wanted is not None:
             return self._wanted
-        return kinds.choose(rows_here, self.kind, self._space.descriptor_dim, self._impossible)
+        return kinds.choose(rows_here, self.kind, self._space.descriptor_dim, *self._impossible)
 
     def _next_kind(self) -> IndexKind | None:
         """The kind to build now; None when the present index does."""

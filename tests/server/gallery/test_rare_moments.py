@@ -317,3 +317,20 @@ def test_a_snapshot_of_another_faiss_or_passerby_keeps_no_server_from_starting(o
     again.close()
     assert not path.exists()
     assert "built from the store" in caplog.text
+
+
+def test_an_automatic_choice_of_which_one_is_too_coarse_and_the_other_too_large_is_made_once(open_, monkeypatch):
+    for name, value in (("AUTO_ROWS", 50), ("REDUCED_ROWS", 50), ("REDUCED", 4), ("POINTS_PER_CENTROID", 1)):
+        monkeypatch.setattr(kinds, name, value)
+    galleries, tried = open_("auto"), []
+    put_all(galleries, clustered(60))
+
+    def build(kind, *_, **__):
+        tried.append(str(kind))
+        raise building.CoarseError if kind.reduced else MemoryError
+
+    monkeypatch.setattr(building, "build", build)
+    for _ in range(3):
+        galleries.maintain()
+    assert tried == ["PCA4,IVF32,SQ8", "IVF32,SQ8"]
+    assert str(galleries.index_kind("g")) == "exact"
