@@ -147,10 +147,10 @@ def test_a_rebuild_ends_with_the_galleries(home, monkeypatch):
     fill, started = building.build, threading.Event()
     caught = []
 
-    def build(*rest):
+    def build(*rest, **options):
         started.set()
         galleries._stop.wait(30)
-        return fill(*rest)
+        return fill(*rest, **options)
 
     def search():
         try:
