@@ -29,7 +29,8 @@ from passerby_server.gallery.descriptors import StoppedError
 
 logger = logging.getLogger(__name__)
 
-MAGIC = b"passerby index 1\n"
+MAGIC = b"passerby index 2\n"
+"""In snapshots of format 1 the centre of a list may be one descriptor, whose tracklet was erased since: they are not read."""
 _LENGTH = struct.Struct("<I")
 _DIGEST_BYTES = 32
 CHUNK_BYTES = 16 * 2**20
