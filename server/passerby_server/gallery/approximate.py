@@ -2,7 +2,7 @@
 
     query -> FAISS: 2k + 64 candidates among the allowed -> their stored descriptors -> exact distances -> the k nearest
 
-Reading descriptors is what takes long: the nearest k + 16 candidates are read first, and of the others those that may
+Reading descriptors is what takes long: the nearest k + 4 candidates are read first, and of the others those that may
 be among the k nearest, by how far FAISS's distances are from the exact ones.
 
 Always min(k, how many are allowed) of them: few allowed ones are all compared; where FAISS gives too few candidates,

@@ -272,12 +272,10 @@ class Store:
             with self._queue_lock:
                 group, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
             error: BaseException | None = None
-            before = self._writer.total_changes
             try:
                 with translated_errors(self.path.parent):
-                    self._transact(group)
-                if self._writer.total_changes > before:  # else nothing was written
-                    self.disk.note(None)
+                    if self._transact(group):
+                        self.disk.note(None)
             except Exception as raised:  # noqa: BLE001 - raised again in every thread whose write was in the group
                 error = raised
                 self.disk.note(raised)
@@ -285,9 +283,11 @@ class Store:
                 for write in group:
                     write.finish(error or (None if write.done else UnavailableError("the server is going down")))
 
-    def _transact(self, group: list[_Write[Any]]) -> None:
+    def _transact(self, group: list[_Write[Any]]) -> bool:
+        """Whether anything was written."""
         if self._closed:
             raise UnavailableError("the gallery is closed: the server is going down", reason="SHUTTING_DOWN")
+        before = self._writer.total_changes
         self._writer.execute("BEGIN IMMEDIATE")
         try:
             for write in group:
@@ -305,6 +305,7 @@ class Store:
             self._scrub(SCRUB_WAIT)
         elif self._scrub_wanted:
             self._scrub(0.0)
+        return self._writer.total_changes > before
 
     def _scrub(self, wait: float) -> None:
         """Empties the log unless a read still needs it after `wait` seconds. The commit stands whatever happens."""

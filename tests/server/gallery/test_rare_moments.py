@@ -334,3 +334,11 @@ def test_an_automatic_choice_of_which_one_is_too_coarse_and_the_other_too_large_
         galleries.maintain()
     assert tried == ["PCA4,IVF32,SQ8", "IVF32,SQ8"]
     assert str(galleries.index_kind("g")) == "exact"
+
+
+def test_a_write_that_comes_after_the_end_is_told_so(open_):
+    galleries = open_("exact")
+    galleries.close()
+    with pytest.raises(UnavailableError) as caught:
+        galleries.set_retention("g", [])
+    assert caught.value.reason == "SHUTTING_DOWN"
