@@ -45,7 +45,7 @@ START_ROWS = 10_000
 fewer take 80 MB at most in float32 at 2,048 values."""
 TRIAL_DIMENSION = 1024
 """Width at which a factory string is tried out: most splits divide it."""
-_UNSUPPORTED = re.compile(r"IDMap|Refine|RFlat|IMI|ZnLattice")
+_UNSUPPORTED = re.compile(r"IDMap|Refine|RFlat|IMI|ZnLattice|NSG|NNDescent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def parse(text: str) -> IndexKind | None:
     if _UNSUPPORTED.search(kind.factory):
         raise InvalidArgumentError(
             f"index kind {text!r}: leave out IDMap and Refine, which are done here already; IMI and lattices cannot "
-            "be followed by deletes",
+            "take deletes, NSG and NNDescent nothing after they are built",
             reason="INDEX_KIND",
         )
     try:

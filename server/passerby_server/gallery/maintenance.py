@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
-from passerby.errors import UnavailableError
+from passerby.errors import InvalidArgumentError, UnavailableError
 
 from passerby_server.gallery import kinds, rows
 from passerby_server.gallery.descriptors import StoppedError
@@ -110,9 +110,14 @@ class Maintaining(Home):
         return self._live.setdefault(gallery.key, live)
 
     def _kind_of(self, gallery: rows.GalleryRow) -> IndexKind | None:
-        """The kind that is wanted for a gallery; None: by its size."""
+        """The kind that is wanted for a gallery; None: by its size. The server's where the gallery's own was taken once, and
+        is refused now."""
         own = gallery.record.options.index_kind
-        return kinds.parse(own) if own else self._index_kind
+        try:
+            return kinds.parse(own) if own else self._index_kind
+        except InvalidArgumentError as error:
+            logger.error("gallery %d has the server's kind of index: %s", gallery.key, error.message)  # noqa: TRY400
+            return self._index_kind
 
     def _prepare_snapshots(self) -> None:
         """Makes the key of the snapshots, if absent, and deletes those of galleries that are gone."""

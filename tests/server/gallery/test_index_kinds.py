@@ -282,7 +282,9 @@ def test_what_faiss_does_not_find_is_read_from_the_store(no_scan):
     assert len(index.search(vectors[0], 590, None, stored).ids) == 590
 
 
-@pytest.mark.parametrize("text", ["", "IVF", "galaxy", "IDMap,SQ8", "IVF16,PQ8,RFlat", "IVF4,SQ8;nprob=2", "SQ3"])
+@pytest.mark.parametrize(
+    "text", ["", "IVF", "galaxy", "IDMap,SQ8", "IVF16,PQ8,RFlat", "IVF4,SQ8;nprob=2", "SQ3", "NSG16", "NNDescent8"]
+)
 def test_impossible_kinds_are_refused(text):
     with pytest.raises(InvalidArgumentError) as caught:
         kinds.parse(text)

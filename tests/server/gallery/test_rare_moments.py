@@ -342,3 +342,15 @@ def test_a_write_that_comes_after_the_end_is_told_so(open_):
     with pytest.raises(UnavailableError) as caught:
         galleries.set_retention("g", [])
     assert caught.value.reason == "SHUTTING_DOWN"
+
+
+def test_a_kind_that_is_refused_since_keeps_no_server_from_starting(open_, tmp_path, caplog):
+    galleries = open_("int8")
+    put_all(galleries, clustered(60))
+    galleries._store.write(lambda connection: connection.execute("UPDATE galleries SET index_kind = 'NSG16'") and None)
+    galleries.close()
+    again = EmbeddedGalleries(tmp_path / "data", threads=2, index="int8", maintained=False)
+    again.maintain()
+    assert str(again.index_kind("g")) == "SQ8"
+    assert "gallery 1 has the server's kind of index" in caplog.text
+    again.close()
