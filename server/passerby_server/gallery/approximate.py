@@ -67,6 +67,8 @@ class ApproximateIndex:
         self._graph = self._core.hnsw if hasattr(self._core, "hnsw") else None
         selects = (faiss.IndexFlat, faiss.IndexScalarQuantizer)
         self._selects = self._inverted is not None or self._graph is not None or isinstance(self._core, selects)
+        if isinstance(self._inverted, faiss.IndexIVFAdditiveQuantizer):  # FAISS: "id selector not supported"
+            self._selects = False
         self.effort = self._inverted.nprobe if self._inverted is not None else getattr(self._graph, "efSearch", 0)
         """Lists probed (inverted file) or candidates followed (graph) by a search without filter."""
         self._pool: ThreadPoolExecutor | None = None
@@ -203,7 +205,8 @@ class ApproximateIndex:
                 scores, found = self._search(vector, min(count, total), options)
             else:  # without a selector: as many more as the filter will drop
                 more = total if widest else min(total, count * total // max(len(allowed), 1))
-                scores, found = self._faiss.search(vector, min(more, 10 * count))
+                options = self._options(total, count, None, widest=widest)
+                scores, found = self._search(vector, min(more, 10 * count), options)
         here = found[0] >= 0
         if allowed is not None:
             here &= _among(found[0], allowed)

@@ -182,7 +182,8 @@ def _blur(quantizer: Any, sample: NDArray[np.float32], measure: int) -> None:
 
 def inverted_file(index: Any) -> Any:
     """The inverted file in a FAISS index, None where there is none."""
-    return faiss.try_extract_index_ivf(index)
+    found = faiss.try_extract_index_ivf(index)
+    return None if found is None else faiss.downcast_index(found)
 
 
 def core(index: Any) -> Any:

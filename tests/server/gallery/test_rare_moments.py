@@ -354,3 +354,16 @@ def test_a_kind_that_is_refused_since_keeps_no_server_from_starting(open_, tmp_p
     assert str(again.index_kind("g")) == "SQ8"
     assert "gallery 1 has the server's kind of index" in caplog.text
     again.close()
+
+
+@pytest.mark.parametrize("text", ["IVF4,RQ2x4", "IVF4,PQ4x4fs", "RQ4x4", "LSH", "IVF4_HNSW8,SQ8"])
+def test_filters_of_kinds_that_faiss_cannot_filter(text, monkeypatch):
+    monkeypatch.setattr(approximate, "SCAN_ROWS", 5)
+    vectors = dict(enumerate(clustered(600)))
+    index, stored = filled(text, "squared_euclidean", vectors), stored_from(vectors)
+    allowed = np.arange(0, 600, 3)
+    for number in allowed[:20].tolist():
+        found = index.search(vectors[number], 10, allowed, stored)
+        assert len(found.ids) == 10
+        assert set(found.ids.tolist()) <= set(allowed.tolist())
+        assert found.ids[0] == number
