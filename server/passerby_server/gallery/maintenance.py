@@ -32,7 +32,8 @@ CLOSING_SECONDS = 10.0
 """For the snapshots that are written when the galleries close: between the server's drain and what the deploy files
 allow a stop to take are 15."""
 PERIOD = 2.0
-"""Seconds between two looks at whether there is something to do."""
+"""Seconds between two looks at whether there is something to do; after one that failed twice as long, and so on."""
+LONGEST_PERIOD = 300.0
 
 
 class Maintaining(Home):
@@ -86,12 +87,13 @@ class Maintaining(Home):
     def check_disk(self) -> str:
         return self._store.disk.look()
 
-    def maintain(self) -> None:
-        """One round of what the background thread does; returns when it is done.
+    def maintain(self) -> bool:
+        """One round of what the background thread does; returns when it is done, whether nothing went wrong.
 
         What is wrong with one gallery, such as a damaged descriptor, is logged and keeps nothing from the others. Raises
         StoppedError and UnavailableError, which concern them all.
         """
+        sound = True
         with self._round:
             for live in list(self._live.values()):
                 try:
@@ -101,7 +103,9 @@ class Maintaining(Home):
                 except (StoppedError, UnavailableError):
                     raise
                 except Exception:
+                    sound = False
                     logger.exception("the index of one gallery is not looked after; the others are")
+        return sound
 
     def _start(self, gallery: rows.GalleryRow) -> LiveIndex:
         """The index of a gallery, empty when it is new."""
@@ -166,9 +170,11 @@ class Maintaining(Home):
 
     def _maintain_forever(self) -> None:
         faiss.omp_set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # of this thread: the others have searches
-        while not self._stop.wait(PERIOD):
+        period = PERIOD
+        while not self._stop.wait(period):
+            sound = False
             try:
-                self.maintain()
+                sound = self.maintain()
             except StoppedError:
                 return
             except UnavailableError as error:
@@ -178,3 +184,4 @@ class Maintaining(Home):
                 logger.warning("maintenance of the indexes is tried again: %s", error.message)
             except Exception:
                 logger.exception("maintenance of the indexes failed; it is tried again")
+            period = PERIOD if sound else min(2 * period, LONGEST_PERIOD)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 from passerby.errors import UnavailableError
-from passerby_server.gallery import approximate, building, kinds, rows, shelf, snapshot
+from passerby_server.gallery import approximate, building, kinds, maintenance, rows, shelf, snapshot
 from passerby_server.gallery.embedded import EmbeddedGalleries
 from passerby_server.gallery.index import search_pool
 from passerby_server.gallery.live import LiveIndex
@@ -367,3 +367,21 @@ def test_filters_of_kinds_that_faiss_cannot_filter(text, monkeypatch):
         assert len(found.ids) == 10
         assert set(found.ids.tolist()) <= set(allowed.tolist())
         assert found.ids[0] == number
+
+
+def test_looks_that_fail_come_further_apart(open_, monkeypatch):
+    galleries, waits, sound = open_("exact"), [], iter([True, False, False, False, True, True])
+
+    class Stop:
+        def wait(self, seconds):
+            waits.append(seconds)
+            return len(waits) == 7
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maintenance, "LONGEST_PERIOD", 10.0)
+        patch.setattr(galleries, "maintain", lambda: next(sound))
+        patch.setattr(galleries, "_stop", Stop())
+        thread = threading.Thread(target=galleries._maintain_forever)
+        thread.start()
+        thread.join()
+    assert waits == [2.0, 2.0, 4.0, 8.0, 10.0, 2.0, 2.0]
