@@ -171,7 +171,7 @@ def bare_faiss(galleries: EmbeddedGalleries) -> Any:
     (live,) = galleries._live.values()
     if isinstance(live.index, ApproximateIndex):
         if live.kind.lists:
-            live.index._faiss.nprobe = live.index.effort
+            live.index._inverted.nprobe = live.index.effort
         return live.index._faiss
     flat = faiss.IndexFlatL2(WIDTH)
     for _, vectors in reading.batches(galleries._store.read, 1, -1, galleries._stop):
