@@ -19,7 +19,6 @@ besides are computed pair by pair. Ties are ranked in item order, not by chance 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +34,7 @@ from passerby_model.distances import (
     tiles,
 )
 from passerby_model.neighbours import nearest_among, nearest_columns
+from passerby_model.sparse_rows import RowCollector, SparseRows
 
 BLOCK_ELEMENTS = 1 << 22
 """Elements of the dense scratch matrices (rows x M): 4 Mi, 16 MiB as float32, about what a shared cache holds."""
@@ -263,63 +263,18 @@ def check_options(k1: int, k2: int, original_weight: float) -> None:
         raise InvalidArgumentError.of("rerank.original_weight", f"must be in [0, 1], not {original_weight}")
 
 
-@dataclass(frozen=True, slots=True)
-class _SparseRows:
-    """A sparse float32 (M, M) matrix by rows: row i holds `values` at `columns` from starts[i] to starts[i + 1]."""
-
-    starts: NDArray[np.int64]
-    columns: NDArray[np.int32]
-    values: NDArray[np.float32]
-
-    def take(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-        """Entries of `rows` (R,) as (position in `rows`, column, value), each (entries,)."""
-        lengths = self.starts[rows + 1] - self.starts[rows]
-        owner = np.repeat(np.arange(len(rows)), lengths)
-        first = np.repeat(self.starts[rows] - (np.cumsum(lengths) - lengths), lengths)
-        where = np.arange(len(owner)) + first
-        return owner, self.columns[where], self.values[where]
-
-    def transposed(self) -> _SparseRows:
-        items = len(self.starts) - 1
-        order = np.argsort(self.columns, kind="stable")
-        owner = np.repeat(np.arange(items, dtype=np.int32), np.diff(self.starts))
-        starts = np.concatenate([[0], np.cumsum(np.bincount(self.columns, minlength=items))])
-        return _SparseRows(starts, owner[order], self.values[order])
-
-
-class _RowCollector:
-    """Builds _SparseRows from blocks of rows, given in order."""
-
-    def __init__(self) -> None:
-        self._lengths: list[NDArray[np.int64]] = []
-        self._columns: list[NDArray[np.int32]] = []
-        self._values: list[NDArray[np.float32]] = []
-
-    def add(
-        self, height: int, rows: NDArray[np.int64], columns: NDArray[np.integer], values: NDArray[np.floating]
-    ) -> None:
-        """A block of `height` rows with entries (rows, columns, values), ordered by row."""
-        self._lengths.append(np.bincount(rows, minlength=height))
-        self._columns.append(columns.astype(np.int32, copy=False))
-        self._values.append(values.astype(np.float32, copy=False))
-
-    def finish(self) -> _SparseRows:
-        starts = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))])
-        return _SparseRows(starts, np.concatenate(self._columns), np.concatenate(self._values))
-
-
 def _blocks(items: int, width: int) -> list[NDArray[np.int64]]:
     """Row numbers 0..items-1 in blocks whose dense (rows, width) form stays within BLOCK_ELEMENTS."""
     height = max(1, BLOCK_ELEMENTS // width)
     return [np.arange(start, min(start + height, items)) for start in range(0, items, height)]
 
 
-def _encode(nearest: NDArray[np.int32], k1: int, distances_of: PairDistances) -> _SparseRows:
+def _encode(nearest: NDArray[np.int32], k1: int, distances_of: PairDistances) -> SparseRows:
     """Steps 2 and 3: V, the k-reciprocal encoding of every item."""
     half = nearest[:, : round(k1 / 2) + 1]  # round() is half-to-even, as np.around in the public code
     blocks = _blocks(len(nearest), max(len(nearest), nearest.shape[1] ** 2))
     half_mutual = np.concatenate([_mutual(half, block) for block in blocks])
-    collector = _RowCollector()
+    collector = RowCollector()
     for block in blocks:
         neighbours = nearest[block]  # (B, k1 + 1)
         mutual = _mutual(nearest, block)  # (B, k1 + 1)
@@ -348,10 +303,10 @@ def _mutual(nearest: NDArray[np.int32], block: NDArray[np.int64]) -> NDArray[np.
     return found
 
 
-def _expand(encoding: _SparseRows, nearest: NDArray[np.int32]) -> _SparseRows:
+def _expand(encoding: SparseRows, nearest: NDArray[np.int32]) -> SparseRows:
     """Step 4: the mean of the encodings of each item's k2 nearest (M, k2)."""
     items, k2 = nearest.shape
-    collector = _RowCollector()
+    collector = RowCollector()
     for block in _blocks(items, items):
         owner, columns, values = encoding.take(nearest[block].ravel())
         keys = owner // k2 * items + columns
@@ -364,8 +319,8 @@ def _expand(encoding: _SparseRows, nearest: NDArray[np.int32]) -> _SparseRows:
 
 
 def _mixed(
-    encoding: _SparseRows,
-    inverted: _SparseRows,
+    encoding: SparseRows,
+    inverted: SparseRows,
     distances: NDArray[np.float32],
     first: int,
     query_count: int,
@@ -387,7 +342,7 @@ def _mixed(
 
 
 def _mixed_one(
-    encoding: _SparseRows, nearest: NDArray[np.int32], distances: NDArray[np.float32], original_weight: float
+    encoding: SparseRows, nearest: NDArray[np.int32], distances: NDArray[np.float32], original_weight: float
 ) -> NDArray[np.float32]:
     """Steps 4 and 5 for item 0 as the only query, given the k2 nearest of all (M, k2): float32 (M - 1,).
 
