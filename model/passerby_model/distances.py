@@ -61,18 +61,18 @@ def cosine_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[n
     return _all_distances(a, b, "cosine")
 
 
-def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`rows` (R, D) scaled to length 1; zero rows stay zero. float32 (R, D), norms taken in float64."""
+def unit_rows(rows: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """`rows` (R, D) scaled to length 1; zero rows stay zero. float32 (R, D), `out` where given, norms taken in float64."""
     norms = np.sqrt(np.einsum("rd,rd->r", rows, rows, dtype=np.float64))
     norms = np.where(norms > 0.0, norms, 1.0)[:, None]
-    return np.divide(rows, norms, out=np.empty(rows.shape, np.float32), casting="same_kind")
+    return np.divide(rows, norms, out=np.empty(rows.shape, np.float32) if out is None else out, casting="same_kind")
 
 
 class DistancesTo:
     """Distances to a fixed set of descriptors, a few rows at a time: what is done once for the set is kept."""
 
-    def __init__(self, descriptors: NDArray[np.float32], metric: Metric) -> None:
-        """Keeps a moved or scaled copy of `descriptors`, float32 (G, D).
+    def __init__(self, descriptors: NDArray[np.float32], metric: Metric, *, overwrite: bool = False) -> None:
+        """Keeps a moved or scaled copy of `descriptors`, float32 (G, D); with `overwrite` in their own place.
 
         Raises:
             InvalidArgumentError: no matrix, or an unknown metric.
@@ -87,7 +87,7 @@ class DistancesTo:
         if metric == "squared_euclidean" and len(descriptors):
             # By a matrix product: whatever is near the middle will do, and the mean in float64 takes four times as long.
             self._centre = np.ones(len(descriptors), np.float32) @ descriptors / np.float32(len(descriptors))
-        self._own = self._prepare(descriptors)
+        self._own = self._prepare(descriptors, descriptors if overwrite else None)
         self._squares = np.einsum("gd,gd->g", self._own, self._own)
 
     def __len__(self) -> int:
@@ -99,8 +99,11 @@ class DistancesTo:
             return 2.0
         return float(4.0 * self._squares.max(initial=0.0)) * (1.0 + 1e-3) or 1.0  # twice the longest, and rounding
 
-    def _prepare(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-        return unit_rows(descriptors) if self.metric == "cosine" else descriptors - self._centre
+    def _prepare(self, descriptors: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        if self.metric == "cosine":
+            return unit_rows(descriptors, out)
+        moved: NDArray[np.float32] = np.subtract(descriptors, self._centre, out=out)
+        return moved
 
     def of(self, rows: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Distances of descriptors `rows`, float32 (R, D), to all: float32 (R, G), written to `out` where given."""

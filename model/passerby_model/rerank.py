@@ -29,8 +29,6 @@ from passerby_model.distances import (
     Metric,
     check_finite,
     check_widths,
-    cosine_distance,
-    squared_euclidean,
     tiles,
 )
 from passerby_model.neighbours import nearest_among, nearest_columns
@@ -204,7 +202,9 @@ def shortlist_rerank(
     if metric not in ("squared_euclidean", "cosine"):
         raise InvalidArgumentError(f"unknown metric {metric!r}: use squared_euclidean or cosine")
     items = np.concatenate([query[None, :], candidates]).astype(np.float32, copy=False)
-    distances = cosine_distance(items, items) if metric == "cosine" else squared_euclidean(items, items)
+    distances = DistancesTo(items, "cosine" if metric == "cosine" else "squared_euclidean", overwrite=True).among(
+        slice(None)
+    )
     np.fill_diagonal(distances, 0.0)
     reranked: NDArray[np.float32] = rerank_squared(distances, 1, k1, k2, original_weight, check)[0]
     return reranked
