@@ -331,7 +331,11 @@ def to_timedelta(duration: Duration, field: str) -> timedelta:
     try:
         return duration.ToTimedelta()
     except OverflowError as error:
-        raise InvalidArgumentError.of(field, "is no valid duration", reason="DURATION_MALFORMED") from error
+        raise InvalidArgumentError.of(
+            field,
+            "is too long, or its seconds and nanos differ in sign: give a shorter one, of one sign",
+            reason="DURATION_MALFORMED",
+        ) from error
 
 
 def retention_rules(

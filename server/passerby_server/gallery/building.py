@@ -62,9 +62,8 @@ def follow(index: Index, gallery_key: int, after: int, reading: Reading, stop: t
 
 
 def _sample(stored: Stored, ids: NDArray[np.int64], space: ModelSpace, stop: threading.Event) -> NDArray[np.float32]:
-    sample = np.empty(
-        (len(ids), space.descriptor_dim), np.float32
-    )  # at once: parts, joined later, would take twice that
+    # At once: parts, joined later, would take twice that.
+    sample = np.empty((len(ids), space.descriptor_dim), np.float32)
     count = 0
     for start in range(0, len(ids), BATCH):
         if stop.is_set():

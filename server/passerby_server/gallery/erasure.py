@@ -185,9 +185,8 @@ class Erasing(Home):
             found = _expired(connection, gallery.key, rule)
             if not found:
                 return _Erased()
-            (now,) = rows.find_galleries(
-                connection, "gallery_key = ?", gallery.key
-            )  # replaced since, it has another name
+            # Replaced since, it has another name.
+            (now,) = rows.find_galleries(connection, "gallery_key = ?", gallery.key)
             erased = self._forget(connection, _with_twins(connection, now, found), told=ledger.BY_RETENTION)
             ledger.record(
                 connection,

@@ -160,7 +160,10 @@ class LiveIndex:
         self._switch(index, kind)
 
     def save(self, store: Store, stop: threading.Event, *, closing: bool = False) -> None:
-        """Writes a snapshot if one is due, or lacks when `closing`. Writes wait while the index is copied in memory, not while it is written."""
+        """Writes a snapshot if one is due, or lacks when `closing`.
+
+        Writes wait while the index is copied in memory, not while it is written.
+        """
         index = self.index
         if self.holds_erased and self._shelf is not None:
             self._shelf.drop()

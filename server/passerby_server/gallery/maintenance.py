@@ -33,7 +33,8 @@ CLOSING_SECONDS = 10.0
 allow a stop to take are 15."""
 PERIOD = 2.0
 """Seconds between two looks at whether there is something to do; after one that failed twice as long, and so on."""
-LONGEST_PERIOD = 300.0
+LONGEST_PERIOD = 60.0
+"""One gallery that fails makes the others, and a snapshot that is still to be deleted, wait no longer."""
 
 
 class Maintaining(Home):

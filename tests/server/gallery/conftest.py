@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
+from passerby_server.gallery import ledger, rows
 from passerby_server.gallery.embedded import open_galleries
 
-from tests.server.gallery.filling import SPACE
+from tests.server.gallery.filling import SPACE, START
 
 OPENERS = {"embedded": open_galleries}
 
@@ -46,3 +49,16 @@ def gallery(galleries):
     """Galleries with an empty gallery `g`, of 4 values, squared Euclidean."""
     galleries.create_gallery("g", "Gallery", SPACE)
     return galleries
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets the time of everything that is stored or judged, in days after the first."""
+
+    def turn(days):
+        now = rows.to_microseconds(START + timedelta(days=days))
+        monkeypatch.setattr(rows, "now", lambda: now)
+        monkeypatch.setattr(ledger, "now", lambda: now)
+
+    turn(0)
+    return turn

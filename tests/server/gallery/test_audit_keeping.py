@@ -9,28 +9,15 @@ from datetime import timedelta
 import pytest
 from passerby.errors import DataLossError, FailedPreconditionError
 from passerby_server import upkeep
-from passerby_server.gallery import erasure, ledger, rows, sealing
+from passerby_server.gallery import erasure, sealing
 from passerby_server.gallery.embedded import EmbeddedGalleries
 from passerby_server.gallery.types import GalleryOptions, RetentionRule
 from passerby_server.upkeep import Upkeep
 
-from tests.server.gallery.filling import SPACE, START, at, put
+from tests.server.gallery.filling import SPACE, at, put
 
 DAY = timedelta(days=1)
 KEEP = 100 * DAY
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Sets the time of everything that is stored or judged, in days after the first."""
-
-    def turn(days):
-        now = rows.to_microseconds(START + days * DAY)
-        monkeypatch.setattr(rows, "now", lambda: now)
-        monkeypatch.setattr(ledger, "now", lambda: now)
-
-    turn(0)
-    return turn
 
 
 @pytest.fixture

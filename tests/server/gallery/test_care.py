@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 from passerby.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
-from passerby_server.gallery import ledger, rows
+from passerby_server.gallery import ledger
 from passerby_server.gallery.embedded import open_galleries
 from passerby_server.gallery.store import Store
 from passerby_server.gallery.types import RetentionRule, TrackletFilter
@@ -32,19 +32,6 @@ def opened(folder):
     galleries.create_gallery("g", "", SPACE)
     yield galleries
     galleries.close()
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Sets the time of everything that is stored or judged, in days after the first."""
-
-    def turn(days):
-        now = rows.to_microseconds(START + days * DAY)
-        monkeypatch.setattr(rows, "now", lambda: now)
-        monkeypatch.setattr(ledger, "now", lambda: now)
-
-    turn(0)
-    return turn
 
 
 def _audit(galleries, gallery_id="g", **about):
