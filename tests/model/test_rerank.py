@@ -84,15 +84,16 @@ def _literal(squared, query_count, k1, k2, weight):
     return ((1 - minima / maxima) * (1 - weight) + distance[:query_count] * weight)[:, query_count:]
 
 
+@pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize(("k1", "k2", "weight"), [(20, 6, 0.3), (5, 1, 0.0), (1, 1, 0.5), (7, 7, 1.0), (200, 3, 0.1)])
-def test_equals_the_method_written_down_literally(k1, k2, weight):
+def test_equals_the_method_written_down_literally(k1, k2, weight, queries):
     rng = np.random.default_rng(3)
     centres = rng.normal(size=(9, 16))
     items = (centres[rng.integers(9, size=63)] + 0.4 * rng.normal(size=(63, 16))).astype(np.float32)
     squared = squared_euclidean(items, items)
     np.fill_diagonal(squared, 0.0)
-    expected = _literal(squared.astype(np.float64), 3, k1, k2, weight)
-    np.testing.assert_allclose(rerank.rerank_squared(squared, 3, k1, k2, weight), expected, rtol=0, atol=2e-6)
+    expected = _literal(squared.astype(np.float64), queries, k1, k2, weight)
+    np.testing.assert_allclose(rerank.rerank_squared(squared, queries, k1, k2, weight), expected, rtol=0, atol=2e-6)
 
 
 def test_brings_a_far_member_of_the_cluster_forward():
